@@ -1,0 +1,150 @@
+"""The bundle: one folder that holds all the runtime loads, described by ``manifest.json``."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from cosmos3_ros.engine.session import GRAPHS, Contract, Prompting, Rope, Sampler
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+TOKENIZER = "tokenizer.json"
+
+
+class BundleError(ValueError):
+    """A bundle is missing, incomplete, changed, or of another format."""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Shape and ONNX type name (float32, uint8, int64, bfloat16, ...) of a graph's tensor."""
+
+    shape: tuple[int, ...]
+    type: str
+
+
+@dataclass(frozen=True)
+class GraphSpec:
+    """One graph: its file in the bundle, and its tensors by name."""
+
+    file: str
+    inputs: Mapping[str, TensorSpec]
+    outputs: Mapping[str, TensorSpec]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a bundle is. ``files`` maps every other file of the folder to its SHA-256."""
+
+    format_version: int
+    name: str
+    source: str
+    source_sha256: str
+    precision: str
+    contract: Contract
+    graphs: Mapping[str, GraphSpec]
+    files: Mapping[str, str]
+    tools: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A folder whose files are those its manifest names, byte for byte."""
+
+    path: Path
+    manifest: Manifest
+    sha256: str
+
+
+def load_bundle(path: str | Path) -> Bundle:
+    """Read a bundle and check every file against its hash.
+
+    Raises BundleError naming the file and what to do about it.
+    """
+    path = Path(path)
+    manifest_path = path / MANIFEST
+    if not manifest_path.is_file():
+        raise BundleError(
+            f"bundle '{path}' has no {MANIFEST}; expected a folder written by 'cosmos3 export'"
+        )
+    text = manifest_path.read_bytes()
+    try:
+        data = json.loads(text)
+    except ValueError as error:
+        raise BundleError(f"bundle '{path}': {MANIFEST} is not JSON: {error}") from error
+    version = data.get("format_version") if isinstance(data, dict) else None
+    if version != FORMAT_VERSION:
+        raise BundleError(
+            f"bundle '{path}' has format version {version}, this runtime reads {FORMAT_VERSION}; "
+            "export the bundle again"
+        )
+    try:
+        manifest = _manifest(data)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise BundleError(
+            f"bundle '{path}': {MANIFEST} is incomplete ({error}); export the bundle again"
+        ) from error
+    for name, expected in manifest.files.items():
+        found = _hash_of(path, name)
+        if found != expected:
+            raise BundleError(
+                f"bundle '{path}': {name} has SHA-256 {found[:12]}…, the manifest says "
+                f"{expected[:12]}…; the file was changed or cut short, copy or export it again"
+            )
+    return Bundle(path, manifest, hashlib.sha256(text).hexdigest())
+
+
+def write_manifest(path: Path, manifest: Manifest) -> None:
+    """Write the manifest of a folder whose other files are complete."""
+    (path / MANIFEST).write_text(json.dumps(asdict(manifest), indent=1) + "\n")
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _hash_of(path: Path, name: str) -> str:
+    try:
+        return file_sha256(path / name)
+    except FileNotFoundError:
+        raise BundleError(
+            f"bundle '{path}' lacks {name}, which its manifest names; copy or export it again"
+        ) from None
+
+
+def _manifest(data: dict[str, Any]) -> Manifest:
+    contract = dict(data["contract"])
+    rope, prompting = dict(contract.pop("rope")), contract.pop("prompting")
+    sampler = dict(contract.pop("sampler"))
+    rope["axes_dim"] = tuple(rope["axes_dim"])
+    for key in ("timesteps", "start"):
+        sampler[key] = tuple(sampler[key])
+    sampler["velocity"] = tuple(tuple(row) for row in sampler["velocity"])
+    missing = [name for name in GRAPHS if name not in data["graphs"]]
+    if missing:
+        raise KeyError(f"graphs {', '.join(missing)}")
+    rest = {f.name: data[f.name] for f in fields(Manifest) if f.name not in ("contract", "graphs")}
+    return Manifest(
+        contract=Contract(
+            **contract,
+            rope=Rope(**rope),
+            prompting=Prompting(**prompting),
+            sampler=Sampler(**sampler),
+        ),
+        graphs={
+            name: GraphSpec(graph["file"], _tensors(graph["inputs"]), _tensors(graph["outputs"]))
+            for name, graph in data["graphs"].items()
+        },
+        **rest,
+    )
+
+
+def _tensors(data: dict[str, Any]) -> dict[str, TensorSpec]:
+    return {name: TensorSpec(tuple(t["shape"]), t["type"]) for name, t in data.items()}

@@ -1,0 +1,61 @@
+"""``cosmos3 export``: a recipe, and a checkpoint where it needs one, to a bundle."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+from cosmos3_ros.engine.recipe import load_recipe
+from cosmos3_ros.policy.embodiment import Embodiment, load_embodiment
+
+if TYPE_CHECKING:
+    from cosmos3_ros.engine.export import Body
+
+_STEPS = 6
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", type=Path, help="recipe file, such as engines/tiny.yaml")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the bundle")
+    parser.add_argument(
+        "--checkpoint", type=Path, help="folder in diffusers' layout (transformer/, vae/, ...)"
+    )
+    parser.add_argument(
+        "--embodiment", help="name or YAML file to use in place of the recipe's embodiment"
+    )
+
+
+def main(args: argparse.Namespace) -> int:
+    recipe = load_recipe(args.recipe)
+    embodiment = load_embodiment(args.embodiment or recipe.embodiment)
+    # torch takes seconds to import: refuse a bad recipe before.
+    from cosmos3_ros.engine.export import export
+
+    with tqdm(total=_STEPS, unit="step", desc=f"export {recipe.name}") as bar:
+
+        def progress(step: str) -> None:
+            bar.update(bool(bar.postfix))
+            bar.set_postfix_str(step)
+
+        bundle = export(recipe, body_of(embodiment), args.out, args.checkpoint, progress)
+        bar.update(_STEPS - bar.n)
+    print(f"{bundle.path}: bundle '{recipe.name}', SHA-256 {bundle.sha256[:12]}")
+    return 0
+
+
+def body_of(embodiment: Embodiment) -> Body:
+    """What an export needs of an embodiment."""
+    from cosmos3_ros.engine.export import Body
+
+    return Body(
+        name=embodiment.name,
+        domain_id=embodiment.domain_id,
+        width=embodiment.width,
+        state_row=embodiment.state_row,
+        rate_hz=embodiment.rate_hz,
+        picture_width=embodiment.canvas_width,
+        picture_height=embodiment.canvas_height,
+    )

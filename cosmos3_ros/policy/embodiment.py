@@ -1,0 +1,357 @@
+"""Embodiments: what each action channel means on a robot, and how its cameras share the canvas.
+
+An embodiment is a YAML file in ``config/embodiments``. It names the weight set of the action head
+(the domain), the channels with their units, limits and normalisation, the robot's joints, and the
+place of every camera view on the canvas. Nothing about a robot stands in code.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from cosmos3_ros.resources import resource
+
+JOINT_POSITION = "joint_position"
+ACTION_SPACES = (JOINT_POSITION, "pose_delta", "planar_position", "keypoint_delta", "opaque")
+NORMALISATIONS = ("none", "affine", "quantile")
+VIEW_POINTS = ("ego_view", "third_person_view", "wrist_view", "concat_view")
+
+_AXES = ("x", "y", "z")
+_FINGERS = ("thumb", "index", "middle", "ring", "little")
+# The blocks that the unified action representation is composed of: a pose is a translation and
+# the first two columns of a rotation matrix, a grasp is the closedness of a gripper, fingertips
+# are five points.
+BLOCKS: dict[str, tuple[tuple[str, str], ...]] = {
+    "pose": (
+        *((f"position_{a}", "m") for a in _AXES),
+        *((f"rotation_{i}", "1") for i in range(1, 7)),
+    ),
+    "grasp": (("gripper", "1"),),
+    "fingertips": tuple((f"{f}_{a}", "m") for f in _FINGERS for a in _AXES),
+}
+
+
+class EmbodimentError(ValueError):
+    """An embodiment file is missing, malformed, or cannot do what is asked of it."""
+
+
+@dataclass(frozen=True)
+class Channel:
+    """One action channel. ``physical = model * scale + offset``; limits are physical.
+
+    ``scale`` is NaN for a channel normalised by quantiles that the file does not give.
+    """
+
+    name: str
+    unit: str
+    offset: float = 0.0
+    scale: float = 1.0
+    lower: float = -math.inf
+    upper: float = math.inf
+    velocity: float = math.inf
+
+
+@dataclass(frozen=True)
+class Gripper:
+    """A gripper joint whose value runs from ``open`` to ``closed`` [rad or m].
+
+    The channel it drives holds closedness: 0 open, 1 closed.
+    """
+
+    channel: str
+    joint: str
+    open: float
+    closed: float
+
+    def closedness(self, joint_position: float) -> float:
+        """Closedness (0 open, 1 closed) of a joint position [rad or m]."""
+        return (joint_position - self.open) / (self.closed - self.open)
+
+    def joint_position(self, closedness: float) -> float:
+        """Joint position [rad or m] of a closedness (0 open, 1 closed)."""
+        return self.open + closedness * (self.closed - self.open)
+
+
+@dataclass(frozen=True)
+class CameraView:
+    """A camera and the cell of the canvas its picture fills [px]; x right, y down."""
+
+    name: str
+    x: int
+    y: int
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Embodiment:
+    """A robot as the policy sees it; see the module's docstring and ``config/embodiments``."""
+
+    name: str
+    domain: str
+    domain_id: int
+    description: str
+    action_space: str
+    normalisation: str
+    rate_hz: float | None
+    state_row: bool
+    view_point: str
+    view_detail: str
+    base_frame: str
+    channels: tuple[Channel, ...]
+    joints: tuple[str, ...]
+    gripper: Gripper | None
+    cameras: tuple[CameraView, ...]
+    canvas_width: int
+    canvas_height: int
+
+    @property
+    def width(self) -> int:
+        """Number of action channels."""
+        return len(self.channels)
+
+    @property
+    def channel_names(self) -> tuple[str, ...]:
+        return tuple(c.name for c in self.channels)
+
+    @property
+    def channel_units(self) -> tuple[str, ...]:
+        return tuple(c.unit for c in self.channels)
+
+    @property
+    def offset(self) -> np.ndarray:
+        """Physical value of the model's zero, [width]."""
+        return np.array([c.offset for c in self.channels])
+
+    @property
+    def scale(self) -> np.ndarray:
+        """Physical units in one unit of the model, [width]."""
+        return np.array([c.scale for c in self.channels])
+
+    @property
+    def lower(self) -> np.ndarray:
+        """Lower limits in physical units, [width], -inf where there is none."""
+        return np.array([c.lower for c in self.channels])
+
+    @property
+    def upper(self) -> np.ndarray:
+        """Upper limits in physical units, [width], inf where there is none."""
+        return np.array([c.upper for c in self.channels])
+
+    @property
+    def velocity(self) -> np.ndarray:
+        """Speed limits in physical units a second, [width], inf where there is none."""
+        return np.array([c.velocity for c in self.channels])
+
+    def to_physical(self, rows: np.ndarray) -> np.ndarray:
+        """Model values [..., width] to physical units."""
+        self.require_normalisation()
+        return rows * self.scale + self.offset
+
+    def to_model(self, rows: np.ndarray) -> np.ndarray:
+        """Physical values [..., width] to what the model takes."""
+        self.require_normalisation()
+        return (rows - self.offset) / self.scale
+
+    def require_normalisation(self) -> None:
+        """Raise EmbodimentError where a channel has no statistics to be scaled by."""
+        missing = [c.name for c in self.channels if math.isnan(c.scale)]
+        if missing:
+            raise EmbodimentError(
+                f"embodiment '{self.name}': channels {', '.join(missing)} are normalised by "
+                "quantiles and the file gives none; add 'quantiles: {channel: [q01, q99]}' from the "
+                "statistics of the data set the checkpoint was trained on"
+            )
+
+
+def embodiment_names() -> list[str]:
+    """Names of the embodiments that ship with the package."""
+    return sorted(p.stem for p in resource("config", "embodiments").glob("*.yaml"))
+
+
+def load_embodiment(name_or_path: str | Path) -> Embodiment:
+    """Read an embodiment by name (``config/embodiments/NAME.yaml``) or from a YAML file.
+
+    Raises EmbodimentError that names the file, the key, what was found and what was expected.
+    """
+    path = Path(name_or_path)
+    if path.suffix not in (".yaml", ".yml"):
+        path = resource("config", "embodiments") / f"{name_or_path}.yaml"
+        if not path.is_file():
+            raise EmbodimentError(
+                f"embodiment '{name_or_path}' is not known; expected one of "
+                f"{', '.join(embodiment_names())}, or the path of a YAML file"
+            )
+    try:
+        data = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise EmbodimentError(f"embodiment file '{path}' does not exist") from None
+    except yaml.YAMLError as error:
+        raise EmbodimentError(f"embodiment file '{path}' is not YAML: {error}") from error
+    return _Reader(str(path)).embodiment(data)
+
+
+class _Reader:
+    """Turns the YAML of one file into an Embodiment; every refusal names the file."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+
+    def refuse(self, message: str) -> EmbodimentError:
+        return EmbodimentError(f"embodiment file '{self.where}': {message}")
+
+    def embodiment(self, data: Any) -> Embodiment:
+        required = ("name", "domain", "domain_id", "action_space", "channels")
+        optional = (
+            "description",
+            "normalisation",
+            "rate_hz",
+            "state_row",
+            "view_point",
+            "view_detail",
+            "base_frame",
+            "joints",
+            "gripper",
+            "quantiles",
+            "cameras",
+            "canvas",
+        )
+        self.keys("the top level", data, required, optional)
+        channels = self.channels(data["channels"])
+        if data.get("normalisation") == "quantile":
+            channels = self.quantile_scaled(channels, data.get("quantiles") or {})
+        canvas = data.get("canvas") or {}
+        self.keys("canvas", canvas, ("width", "height") if canvas else (), ())
+        embodiment = Embodiment(
+            name=str(data["name"]),
+            domain=str(data["domain"]),
+            domain_id=int(data["domain_id"]),
+            description=str(data.get("description", "")).strip(),
+            action_space=self.choice("action_space", data["action_space"], ACTION_SPACES),
+            normalisation=self.choice(
+                "normalisation", data.get("normalisation", "none"), NORMALISATIONS
+            ),
+            rate_hz=None if data.get("rate_hz") is None else float(data["rate_hz"]),
+            state_row=bool(data.get("state_row", False)),
+            view_point=self.choice("view_point", data.get("view_point", "ego_view"), VIEW_POINTS),
+            view_detail=str(data.get("view_detail", "")),
+            base_frame=str(data.get("base_frame", "base_link")),
+            channels=channels,
+            joints=tuple(data.get("joints", ())),
+            gripper=self.gripper(data.get("gripper")),
+            cameras=self.cameras(data.get("cameras", ())),
+            canvas_width=int(canvas.get("width", 0)),
+            canvas_height=int(canvas.get("height", 0)),
+        )
+        self.check(embodiment)
+        return embodiment
+
+    def keys(
+        self, what: str, data: Any, required: tuple[str, ...], optional: tuple[str, ...]
+    ) -> None:
+        if not isinstance(data, dict):
+            raise self.refuse(f"{what} is a {type(data).__name__}; expected a mapping")
+        missing = [k for k in required if k not in data]
+        unknown = [k for k in data if k not in required + optional]
+        if missing or unknown:
+            raise self.refuse(
+                f"{what} lacks {missing or 'nothing'} and has unknown keys {unknown or 'none'}; "
+                f"expected {list(required)}, optionally {list(optional)}"
+            )
+
+    def choice(self, key: str, value: Any, choices: tuple[str, ...]) -> str:
+        if value not in choices:
+            raise self.refuse(f"{key} is '{value}'; expected one of {', '.join(choices)}")
+        return str(value)
+
+    def channels(self, entries: Any) -> tuple[Channel, ...]:
+        channels: list[Channel] = []
+        for entry in entries:
+            if "block" in entry:
+                self.keys("a channel block", entry, ("block",), ("prefix",))
+                block = self.choice("block", entry["block"], tuple(BLOCKS))
+                channels += [
+                    Channel(f"{entry.get('prefix', '')}{name}", unit)
+                    for name, unit in BLOCKS[block]
+                ]
+            else:
+                channels.append(self.channel(entry))
+        return tuple(channels)
+
+    def channel(self, entry: dict[str, Any]) -> Channel:
+        numbers = ("offset", "scale", "lower", "upper", "velocity")
+        self.keys(f"channel {entry.get('name', '?')}", entry, ("name", "unit"), numbers)
+        if entry.get("scale") == 0:
+            raise self.refuse(f"channel {entry['name']} has scale 0; expected any other number")
+        given = {key: float(entry[key]) for key in numbers if key in entry}
+        return Channel(str(entry["name"]), str(entry["unit"]), **given)
+
+    def quantile_scaled(
+        self, channels: tuple[Channel, ...], quantiles: dict[str, list[float]]
+    ) -> tuple[Channel, ...]:
+        """a = (x + 1) / 2 * (q99 - q01) + q01, as offset and scale; NaN where none is given."""
+        unknown = sorted(set(quantiles) - {c.name for c in channels})
+        if unknown:
+            raise self.refuse(
+                f"quantiles names {', '.join(unknown)}; expected names of its channels: "
+                f"{', '.join(c.name for c in channels)}"
+            )
+        scaled = []
+        for channel in channels:
+            q01, q99 = quantiles.get(channel.name, (math.nan, math.nan))
+            if q01 >= q99:
+                raise self.refuse(f"quantiles of {channel.name} are {q01}, {q99}; expected q01 < q99")
+            scaled.append(replace(channel, offset=(q01 + q99) / 2, scale=(q99 - q01) / 2))
+        return tuple(scaled)
+
+    def gripper(self, data: Any) -> Gripper | None:
+        if data is None:
+            return None
+        self.keys("gripper", data, ("channel", "joint", "open", "closed"), ())
+        return Gripper(
+            str(data["channel"]), str(data["joint"]), float(data["open"]), float(data["closed"])
+        )
+
+    def cameras(self, entries: Any) -> tuple[CameraView, ...]:
+        for entry in entries:
+            self.keys("a camera", entry, ("name", "x", "y", "width", "height"), ())
+        return tuple(CameraView(**entry) for entry in entries)
+
+    def check(self, e: Embodiment) -> None:
+        names = e.channel_names
+        if len(set(names)) != len(names):
+            raise self.refuse("two channels have one name; expected different names")
+        for c in e.channels:
+            if not c.lower < c.upper or c.velocity <= 0:
+                raise self.refuse(
+                    f"channel {c.name} has lower {c.lower}, upper {c.upper}, velocity "
+                    f"{c.velocity}; expected lower < upper and velocity > 0"
+                )
+        if e.gripper and e.gripper.channel not in names:
+            raise self.refuse(
+                f"gripper.channel is '{e.gripper.channel}'; expected one of {', '.join(names)}"
+            )
+        if e.gripper and e.gripper.open == e.gripper.closed:
+            raise self.refuse("gripper.open equals gripper.closed; expected different positions")
+        arm = e.width - (1 if e.gripper else 0)
+        if e.action_space == JOINT_POSITION and len(e.joints) != arm:
+            raise self.refuse(
+                f"{len(e.joints)} joints for {arm} joint channels; expected one joint a channel"
+            )
+        for view in e.cameras:
+            if (
+                min(view.x, view.y) < 0
+                or view.width <= 0
+                or view.height <= 0
+                or view.x + view.width > e.canvas_width
+                or view.y + view.height > e.canvas_height
+            ):
+                raise self.refuse(
+                    f"camera {view.name} lies outside the {e.canvas_width}x{e.canvas_height} canvas"
+                )

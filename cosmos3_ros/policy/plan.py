@@ -1,0 +1,285 @@
+"""One plan, from an observation to a chunk of actions: read it top to bottom."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from cosmos3_ros.engine.session import TEXT_PADDING_BIAS, Contract, Session
+from cosmos3_ros.policy.canvas import compose, fit
+from cosmos3_ros.policy.embodiment import Embodiment
+from cosmos3_ros.policy.positions import positions, rotary_tables
+from cosmos3_ros.policy.prompt import caption, pad_tokens, tokenize
+from cosmos3_ros.policy.sampler import advance
+
+
+class PlanError(ValueError):
+    """A plan cannot be made of this input, or what the engine made of it cannot be used."""
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What the robot sees and how it stands.
+
+    ``images``: uint8 RGB [h,w,3] by camera name. ``state``: physical values [width] in the order
+    of the embodiment's channels (rad, closedness of the gripper).
+    """
+
+    images: Mapping[str, np.ndarray]
+    state: np.ndarray
+
+
+@dataclass(frozen=True)
+class Noise:
+    """The start of the sampler, standard normal: latents [1,C,T,h,w] and rows [A,64], float32."""
+
+    latents: np.ndarray
+    rows: np.ndarray
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A prompt as the denoise graph takes it: what depends on the instruction alone."""
+
+    keys: np.ndarray
+    values: np.ndarray
+    text_bias: np.ndarray
+    cos: np.ndarray
+    sin: np.ndarray
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """An instruction, prefilled. ``unconditional`` is there where the sampler is guided."""
+
+    instruction: str
+    conditional: Branch
+    unconditional: Branch | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """``rows``: [chunk, width] physical; the first ``committed_rows`` are those handed in.
+
+    ``latents``: the predicted video [1,C,T,h,w], normalised, for ``Policy.predict_frames``.
+    """
+
+    rows: np.ndarray
+    latents: np.ndarray
+    committed_rows: int
+
+
+def draw_noise(contract: Contract, rng: np.random.Generator) -> Noise:
+    """Noise for one plan."""
+    return Noise(
+        latents=rng.standard_normal(contract.latent_shape, np.float32),
+        rows=rng.standard_normal((contract.rows, contract.action_dim), np.float32),
+    )
+
+
+class Policy:
+    """The policy mode of a bundle on one embodiment. Not thread-safe: one plan at a time."""
+
+    def __init__(
+        self,
+        contract: Contract,
+        embodiment: Embodiment,
+        sessions: Mapping[str, Session],
+        tokenizer: Tokenizer,
+    ) -> None:
+        """Raises PlanError where the embodiment is not the one the bundle was exported for."""
+        _require_match(contract, embodiment)
+        embodiment.require_normalisation()
+        self.contract = contract
+        self.embodiment = embodiment
+        self._sessions = sessions
+        self._tokenizer = tokenizer
+        self._domain_id = np.array([contract.domain_id], np.int64)
+
+    def prefill(self, instruction: str) -> Prompt:
+        """Keys and values of an instruction: once, until the instruction changes.
+
+        Text never attends to video or action, so they hold for every observation and timestep.
+        Raises PromptError for an instruction that is empty or too long.
+        """
+        conditional = self._branch(caption(instruction, self.embodiment, self.contract))
+        guided = self.contract.sampler.guidance != 1.0
+        return Prompt(instruction, conditional, self._branch("") if guided else None)
+
+    def plan(
+        self,
+        observation: Observation,
+        prompt: Prompt,
+        noise: Noise,
+        committed: np.ndarray | None = None,
+    ) -> Plan:
+        """Denoise video and actions together, from one observation.
+
+        ``committed``: physical rows [n, width], n < chunk, that the robot executes whatever this
+        plan says; they enter as clean rows. Raises PlanError for an observation that does not
+        fit the embodiment and for a result that is not finite.
+        """
+        contract = self.contract
+        canvas = fit(compose(self._checked_images(observation), self.embodiment), contract)
+        clean_latent = self._sessions["image"].run({"canvas": canvas})["latent"]
+        clean_rows, noisy = self._clean_rows(observation.state, committed)
+
+        start_latents = noise.latents.copy()
+        start_latents[:, :, :1] = clean_latent
+        start_rows = noise.rows.copy()
+        start_rows[:, contract.width :] = 0
+        latents, rows = start_latents, np.where(noisy, start_rows, clean_rows)
+        latent_velocities: list[np.ndarray] = []
+        row_velocities: list[np.ndarray] = []
+        for step, timestep in enumerate(contract.sampler.timesteps):
+            latent_velocity, row_velocity = self._velocity(latents, rows, noisy, timestep, prompt)
+            latent_velocities.append(latent_velocity)
+            row_velocities.append(row_velocity)
+            latents = advance(contract.sampler, step, start_latents, latent_velocities)
+            latents[:, :, :1] = clean_latent
+            rows = advance(contract.sampler, step, start_rows, row_velocities)
+            rows = np.where(noisy, rows, clean_rows)
+            rows[:, contract.width :] = 0
+
+        if not (np.isfinite(rows).all() and np.isfinite(latents).all()):
+            raise PlanError("the engine returned NaN or infinity; expected finite actions and video")
+        first = int(contract.state_row)
+        physical = self.embodiment.to_physical(rows[first:, : contract.width].astype(np.float64))
+        count = 0 if committed is None else len(committed)
+        if committed is not None:
+            physical[:count] = committed
+        return Plan(physical, latents, count)
+
+    def predict_frames(self, plan: Plan) -> np.ndarray:
+        """The first frames after the observation, uint8 RGB [n, H, W, 3], 1 / fps apart.
+
+        Frame i is predicted for (i + 1) / fps after the observation. H and W are whole latent
+        cells of the content. Decoding costs more than planning: keep it off the action path.
+        """
+        latents = plan.latents[:, :, : self.contract.frame_latents]
+        return self._sessions["frame"].run({"latents": latents})["frames"]
+
+    def _branch(self, text: str) -> Branch:
+        prompting = self.contract.prompting
+        ids = tokenize(text, self._tokenizer, prompting)
+        text_out = self._sessions["text"].run({"token_ids": pad_tokens(ids, prompting)})
+        bias = np.zeros(prompting.text_tokens, np.float32)
+        bias[len(ids) :] = TEXT_PADDING_BIAS
+        cos, sin = rotary_tables(positions(len(ids), self.contract), self.contract.rope)
+        return Branch(text_out["keys"], text_out["values"], bias, cos, sin)
+
+    def _velocity(
+        self,
+        latents: np.ndarray,
+        rows: np.ndarray,
+        noisy: np.ndarray,
+        timestep: float,
+        prompt: Prompt,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Guided velocity: unconditional + guidance * (conditional - unconditional)."""
+        latent, row = self._forward(latents, rows, noisy, timestep, prompt.conditional)
+        if prompt.unconditional is None:
+            return latent, row
+        free_latent, free_row = self._forward(
+            latents, rows, noisy, timestep, prompt.unconditional
+        )
+        guidance = np.float32(self.contract.sampler.guidance)
+        return (
+            free_latent + guidance * (latent - free_latent),
+            free_row + guidance * (row - free_row),
+        )
+
+    def _forward(
+        self,
+        latents: np.ndarray,
+        rows: np.ndarray,
+        noisy: np.ndarray,
+        timestep: float,
+        branch: Branch,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        out = self._sessions["denoise"].run(
+            {
+                "latents": latents,
+                "rows": rows,
+                "noisy_rows": noisy.astype(np.float32),
+                "timestep": np.array([timestep], np.float32),
+                "cos": branch.cos,
+                "sin": branch.sin,
+                "keys": branch.keys,
+                "values": branch.values,
+                "text_bias": branch.text_bias,
+                "domain_id": self._domain_id,
+            }
+        )
+        return out["latent_velocity"], out["row_velocity"]
+
+    def _clean_rows(
+        self, state: np.ndarray, committed: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Clean rows [A,64] float32 and which rows are noisy, [A,1] bool."""
+        contract = self.contract
+        clean = np.zeros((contract.rows, contract.action_dim), np.float32)
+        noisy = np.ones((contract.rows, 1), bool)
+        first = int(contract.state_row)
+        if contract.state_row:
+            state = np.asarray(state, np.float64)
+            if state.shape != (contract.width,) or not np.isfinite(state).all():
+                raise PlanError(
+                    f"state has shape {state.shape} and {np.isfinite(state).sum()} finite values; "
+                    f"expected {contract.width} finite values, one a channel"
+                )
+            clean[0, : contract.width] = self.embodiment.to_model(state)
+            noisy[0] = False
+        if committed is not None:
+            committed = np.asarray(committed, np.float64)
+            fits = committed.ndim == 2 and committed.shape[1] == contract.width
+            if not fits or len(committed) >= contract.chunk or not np.isfinite(committed).all():
+                raise PlanError(
+                    f"committed rows have shape {committed.shape}; expected [n, {contract.width}] "
+                    f"finite values with n < {contract.chunk}"
+                )
+            last = first + len(committed)
+            clean[first:last, : contract.width] = self.embodiment.to_model(committed)
+            noisy[first:last] = False
+        return clean, noisy
+
+    def _checked_images(self, observation: Observation) -> Mapping[str, np.ndarray]:
+        for view in self.embodiment.cameras:
+            image = observation.images.get(view.name)
+            if image is None:
+                raise PlanError(
+                    f"camera '{view.name}' is missing from the observation; found "
+                    f"{sorted(observation.images) or 'none'}"
+                )
+            if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+                raise PlanError(
+                    f"camera '{view.name}': image is {image.dtype} {image.shape}; "
+                    "expected uint8 RGB [h, w, 3]"
+                )
+        return observation.images
+
+
+def _require_match(contract: Contract, embodiment: Embodiment) -> None:
+    """Refuse a robot other than the one the graphs were exported for, field by field."""
+    expected = {
+        "embodiment": contract.embodiment,
+        "width": contract.width,
+        "domain_id": contract.domain_id,
+        "state_row": contract.state_row,
+    }
+    found = {
+        "embodiment": embodiment.name,
+        "width": embodiment.width,
+        "domain_id": embodiment.domain_id,
+        "state_row": embodiment.state_row,
+    }
+    differing = [key for key in expected if expected[key] != found[key]]
+    if differing:
+        raise PlanError(
+            "the embodiment does not fit the bundle: "
+            + ", ".join(f"{k} is {found[k]}, expected {expected[k]}" for k in differing)
+            + "; set the embodiment the bundle was exported for, or export it for this one"
+        )

@@ -1,0 +1,88 @@
+"""Bundles the tests stand on: exported for real, once for each state of the exporting sources."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cosmos3_ros.engine.bundle import Bundle, load_bundle
+from cosmos3_ros.engine.recipe import Recipe, load_recipe
+from cosmos3_ros.policy.embodiment import Embodiment, load_embodiment
+
+ROOT = Path(__file__).resolve().parent.parent
+CACHE = ROOT / "build" / "test-bundles"
+TINY = ROOT / "engines" / "tiny.yaml"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A bundle with the recipe and the embodiment file it was made from."""
+
+    bundle: Bundle
+    recipe: Recipe
+    embodiment: Embodiment
+    embodiment_path: Path
+
+
+def exported(recipe_path: Path, embodiment_path: Path, checkpoint: Path | None = None) -> Exported:
+    """Export a recipe, or load what an earlier run made of the same sources."""
+    recipe, embodiment = load_recipe(recipe_path), load_embodiment(embodiment_path)
+    digest = hashlib.sha256(recipe_path.read_bytes() + embodiment_path.read_bytes())
+    for source in sorted((ROOT / "cosmos3_ros" / "engine").glob("*.py")):
+        digest.update(source.read_bytes())
+    out = CACHE / f"{recipe.name}-{digest.hexdigest()[:16]}"
+    if (out / "manifest.json").is_file():
+        bundle = load_bundle(out)
+    else:
+        from cosmos3_ros.export_command import body_of
+        from cosmos3_ros.engine.export import export
+
+        bundle = export(recipe, body_of(embodiment), out, checkpoint)
+    return Exported(bundle, recipe, embodiment, embodiment_path)
+
+
+def write_variant(folder: Path, name: str, width: int, height: int, **changes: object) -> Exported:
+    """Export tiny for base Nano's DROID contract (no state row, ten channels) on the 256 tier.
+
+    ``width`` x ``height`` is the picture of its one camera [px].
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    embodiment = yaml.safe_load(
+        (ROOT / "config" / "embodiments" / "droid_lerobot.yaml").read_text()
+    )
+    channels = load_embodiment("droid_lerobot").channel_names
+    embodiment |= {
+        "name": name,
+        "rate_hz": 15.0,
+        "quantiles": {channel: [-1.0, 1.0] for channel in channels},
+        "cameras": [{"name": "front", "x": 0, "y": 0, "width": width, "height": height}],
+        "canvas": {"width": width, "height": height},
+    }
+    recipe = yaml.safe_load(TINY.read_text())
+    del recipe["canvas"]
+    recipe |= {"name": name, "embodiment": name, "tier": 256, **changes}
+    (folder / "embodiment.yaml").write_text(yaml.safe_dump(embodiment, sort_keys=False))
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
+    return exported(folder / "recipe.yaml", folder / "embodiment.yaml")
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Exported:
+    """The bundle of ``engines/tiny.yaml``."""
+    return exported(TINY, ROOT / "config" / "embodiments" / "sim_panda.yaml")
+
+
+@pytest.fixture(scope="session")
+def even_grid(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """A bundle whose latents are whole patches (16 x 20), with no padding on the canvas."""
+    return write_variant(tmp_path_factory.mktemp("even"), "even_grid", 320, 256)
+
+
+@pytest.fixture(scope="session")
+def odd_grid(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """A bundle whose latents are no whole patches (15 x 19), on a padded canvas."""
+    return write_variant(tmp_path_factory.mktemp("odd"), "odd_grid", 304, 240)

@@ -1,0 +1,194 @@
+"""A plan equals diffusers' own pipeline in policy mode, on the same weights and the same noise."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from bundles import Exported
+from diffusers import Cosmos3OmniPipeline
+from diffusers.pipelines.cosmos.pipeline_cosmos3_omni import (
+    CosmosActionCondition,
+    get_3d_mrope_ids_vae_tokens,
+)
+from PIL import Image
+from tokenizers import Tokenizer
+
+from cosmos3_ros.engine.backends import open_backend
+from cosmos3_ros.engine.export import make_sampler
+from cosmos3_ros.engine.export_model import Components, make_components
+from cosmos3_ros.policy.embodiment import load_embodiment
+from cosmos3_ros.policy.plan import Noise, Observation, Policy, draw_noise
+from cosmos3_ros.policy.prompt import caption, tokenize
+
+TOLERANCE = 1e-4
+INSTRUCTION = "pick up the red cube"
+
+
+def components_of(exported: Exported) -> Components:
+    return make_components(exported.recipe, None)
+
+
+def stock_pipeline(components: Components) -> Cosmos3OmniPipeline:
+    pipeline = Cosmos3OmniPipeline(
+        transformer=components.transformer,
+        text_tokenizer=components.tokenizer,
+        vae=components.vae,
+        scheduler=components.scheduler,
+        enable_safety_checker=False,
+        default_use_system_prompt=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def policy_of(exported: Exported, **sampler: float) -> Policy:
+    contract = exported.bundle.manifest.contract
+    if sampler:
+        table = make_sampler(
+            components_of(exported).scheduler, shift=contract.sampler.shift, **sampler
+        )
+        contract = replace(contract, sampler=table)
+    sessions = open_backend(exported.bundle, "onnxruntime", 2)
+    tokenizer = Tokenizer.from_file(str(exported.bundle.path / "tokenizer.json"))
+    return Policy(contract, load_embodiment(exported.embodiment_path), sessions, tokenizer)
+
+
+def picture(width: int, height: int) -> np.ndarray:
+    """A picture with edges and gradients [height, width, 3], so that the padding has content."""
+    rng = np.random.default_rng(3)
+    ramp = np.linspace(0, 255, width, dtype=np.uint8)[None, :, None]
+    noise = rng.integers(0, 255, (height // 16, width // 16, 3), dtype=np.uint8)
+    return (np.kron(noise, np.ones((16, 16, 1), np.uint8)) // 2 + ramp // 2).astype(np.uint8)
+
+
+@pytest.mark.parametrize("steps", [2, 4])
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+@pytest.mark.parametrize("grid", ["even_grid", "odd_grid"])
+@torch.no_grad()
+def test_a_plan_equals_the_stock_pipeline(
+    grid: str, guidance: float, steps: int, request: pytest.FixtureRequest
+) -> None:
+    exported: Exported = request.getfixturevalue(grid)
+    policy = policy_of(exported, steps=steps, guidance=guidance)
+    contract, view = policy.contract, policy.embodiment.cameras[0]
+    image = picture(view.width, view.height)
+
+    stock = stock_pipeline(components_of(exported))(
+        prompt=INSTRUCTION,
+        action=CosmosActionCondition(
+            mode="policy",
+            chunk_size=contract.chunk,
+            domain_name="droid_lerobot",
+            resolution_tier=256,
+            image=Image.fromarray(image),
+            view_point=policy.embodiment.view_point,
+        ),
+        fps=contract.fps,
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        generator=torch.Generator().manual_seed(7),
+        output_type="latent",
+    )
+    # The pipeline draws the video's noise first and the actions' after it.
+    generator = torch.Generator().manual_seed(7)
+    noise = Noise(
+        torch.randn(contract.latent_shape, generator=generator).numpy(),
+        torch.randn(contract.rows, contract.action_dim, generator=generator).numpy(),
+    )
+    plan = policy.plan(
+        Observation({view.name: image}, np.zeros(contract.width)),
+        policy.prefill(INSTRUCTION),
+        noise,
+    )
+
+    rows = policy.embodiment.to_model(plan.rows)
+    assert plan.latents.shape == tuple(stock.video.shape)
+    assert np.abs(rows - stock.action[0].numpy()).max() < TOLERANCE
+    assert np.abs(plan.latents - stock.video.numpy()).max() < TOLERANCE
+    assert np.abs(plan.latents[:, :, 1:] - noise.latents[:, :, 1:]).max() > 0.01
+
+
+@pytest.mark.parametrize("committed_rows", [0, 5])
+@torch.no_grad()
+def test_state_row_and_committed_rows_equal_the_stock_transformer(
+    tiny: Exported, committed_rows: int
+) -> None:
+    policy = policy_of(tiny)
+    components = components_of(tiny)
+    contract = policy.contract
+    clean = 1 + committed_rows
+    noise = draw_noise(contract, np.random.default_rng(1))
+    timestep = 700.0
+    text = caption(INSTRUCTION, policy.embodiment, contract)
+    tokenizer = Tokenizer.from_file(str(tiny.bundle.path / "tokenizer.json"))
+    ids = tokenize(text, tokenizer, contract.prompting)
+    noisy = np.ones((contract.rows, 1), bool)
+    noisy[:clean] = False
+    branch = policy.prefill(INSTRUCTION).conditional
+    ours = policy._forward(noise.latents, noise.rows, noisy, timestep, branch)
+
+    length, (frames, height, width) = len(ids), contract.grid
+    video = frames * height * width
+    offset = length + 15000
+    video_position, _ = get_3d_mrope_ids_vae_tokens(frames, height, width, offset, fps=contract.fps)
+    # A state row stands at frame 0, where the pipeline's first action row stands at frame 1.
+    row_position, _ = get_3d_mrope_ids_vae_tokens(
+        contract.rows,
+        1,
+        1,
+        offset,
+        fps=contract.fps,
+        temporal_compression_factor=1,
+        base_temporal_compression_factor=4,
+        start_frame_offset=0,
+    )
+    text_position = torch.arange(length).float().expand(3, -1)
+    video_index = torch.arange(length, length + video)
+    row_index = torch.arange(length + video, length + video + contract.rows)
+    latent_velocity, _, row_velocity = components.transformer(
+        input_ids=torch.tensor(ids),
+        text_indexes=torch.arange(length),
+        position_ids=torch.cat([text_position, video_position, row_position], 1),
+        und_len=length,
+        sequence_length=length + video + contract.rows,
+        vision_tokens=[torch.from_numpy(noise.latents)],
+        vision_token_shapes=[contract.grid],
+        vision_sequence_indexes=video_index,
+        vision_mse_loss_indexes=video_index[height * width :],
+        vision_timesteps=torch.full((video - height * width,), timestep),
+        vision_noisy_frame_indexes=[torch.arange(1, frames)],
+        action_tokens=[torch.from_numpy(noise.rows)],
+        action_token_shapes=[(contract.rows, 1, 1)],
+        action_sequence_indexes=row_index,
+        action_mse_loss_indexes=row_index[clean:],
+        action_timesteps=torch.full((contract.rows - clean,), timestep),
+        action_noisy_frame_indexes=[torch.arange(clean, contract.rows)],
+        action_domain_ids=[torch.tensor([contract.domain_id])],
+        return_dict=False,
+    )
+    assert np.abs(ours[0][0] - latent_velocity[0].numpy()).max() < TOLERANCE
+    assert np.abs(ours[1] - row_velocity[0].numpy()).max() < TOLERANCE
+    assert np.abs(ours[1][clean:]).max() > 0.01
+
+
+@torch.no_grad()
+def test_predicted_frames_are_the_first_of_the_whole_clip_decoded(tiny: Exported) -> None:
+    policy = policy_of(tiny)
+    contract, view = policy.contract, policy.embodiment.cameras[0]
+    observation = Observation({view.name: picture(128, 96)}, policy.embodiment.offset)
+    noise = draw_noise(contract, np.random.default_rng(2))
+    plan = policy.plan(observation, policy.prefill(INSTRUCTION), noise)
+    frames = policy.predict_frames(plan)
+
+    components = components_of(tiny)
+    pipeline = stock_pipeline(components)
+    clip = components.vae.decode(torch.from_numpy(plan.latents)).sample
+    stock = pipeline.video_processor.postprocess_video(clip, output_type="np")[0]
+    whole = (stock * 255).round().astype(np.uint8)
+    assert frames.shape == (4, 96, 128, 3)
+    difference = np.abs(frames.astype(int) - whole[1:5])
+    assert difference.max() <= 1 and (difference > 0).mean() < 1e-3
+    assert frames.std() > 1
