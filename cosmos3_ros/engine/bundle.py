@@ -123,7 +123,8 @@ def _manifest(data: dict[str, Any]) -> Manifest:
     contract = dict(data["contract"])
     rope, prompting = dict(contract.pop("rope")), contract.pop("prompting")
     sampler = dict(contract.pop("sampler"))
-    rope["axes_dim"] = tuple(rope["axes_dim"])
+    for key in ("axes_dim", "inverse_frequency"):
+        rope[key] = tuple(rope[key])
     for key in ("timesteps", "start"):
         sampler[key] = tuple(sampler[key])
     sampler["velocity"] = tuple(tuple(row) for row in sampler["velocity"])

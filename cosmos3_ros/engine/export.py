@@ -15,6 +15,8 @@ import numpy as np
 import onnx
 import torch
 from diffusers import UniPCMultistepScheduler
+from diffusers.configuration_utils import FrozenDict
+from diffusers.models.transformers.transformer_cosmos3 import Cosmos3VLTextRotaryEmbedding
 from diffusers.pipelines.cosmos.pipeline_cosmos3_omni import _ACTION_RESOLUTION_BINS
 from diffusers.video_processor import VideoProcessor
 from torch import Tensor, nn
@@ -155,8 +157,7 @@ def make_contract(recipe: Recipe, body: Body, components: Components) -> Contrac
         temporal_compression=vae.scale_factor_temporal,
         frame_latents=recipe.frame_latents,
         rope=Rope(
-            head_dim=config.head_dim,
-            theta=float(config.rope_theta),
+            inverse_frequency=_inverse_frequency(config),
             axes_dim=tuple(config.rope_axes_dim),
             base_fps=float(config.base_fps),
             modulate_fps=bool(config.enable_fps_modulation),
@@ -172,6 +173,12 @@ def make_contract(recipe: Recipe, body: Body, components: Components) -> Contrac
             components.native_flow_schedule,
         ),
     )
+
+
+def _inverse_frequency(config: FrozenDict) -> tuple[float, ...]:
+    """The stock module's own buffer: numpy's power differs from torch's in the last bit."""
+    stock = Cosmos3VLTextRotaryEmbedding(config.head_dim, config.rope_theta, config.rope_axes_dim)
+    return tuple(stock.inv_freq.tolist())
 
 
 def make_prompting(tokenizer: PreTrainedTokenizerBase, text_tokens: int) -> Prompting:

@@ -36,10 +36,13 @@ TEXT_PADDING_BIAS = -1e4
 
 @dataclass(frozen=True)
 class Rope:
-    """Multimodal rotary positions: the constants of the checkpoint's transformer."""
+    """Multimodal rotary positions: the constants of the checkpoint's transformer.
 
-    head_dim: int
-    theta: float
+    ``inverse_frequency``: [D/2] float32 values, as torch computed them: at positions of 15000 a
+    last bit of difference turns an angle by 4e-4.
+    """
+
+    inverse_frequency: tuple[float, ...]
     axes_dim: tuple[int, int, int]
     base_fps: float
     modulate_fps: bool

@@ -61,8 +61,7 @@ def positions(text_length: int, contract: Contract) -> np.ndarray:
 
 def rotary_tables(position: np.ndarray, rope: Rope) -> tuple[np.ndarray, np.ndarray]:
     """Cosines and sines of positions [3, n], interleaved over the axes: two [n, D] float32."""
-    exponent = np.arange(0, rope.head_dim, 2, dtype=np.float32) / np.float32(rope.head_dim)
-    frequency = np.float32(1.0) / np.power(np.float32(rope.theta), exponent)
+    frequency = np.array(rope.inverse_frequency, np.float32)
     angles = position.astype(np.float32)[:, :, None] * frequency  # [3, n, D/2]
     mixed = angles[0].copy()
     for axis in (1, 2):

@@ -1,0 +1,143 @@
+"""Embodiments: every domain of the model's contract, and clear refusals of a bad file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from diffusers.pipelines.cosmos.pipeline_cosmos3_omni import (
+    _EMBODIMENT_TO_DOMAIN_ID,
+    _EMBODIMENT_TO_RAW_ACTION_DIM,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cosmos3_ros.policy.embodiment import EmbodimentError, embodiment_names, load_embodiment
+
+# Domain, id and width of the public contract.
+CONTRACT = {
+    "av": ("av", 1, 9),
+    "camera_pose": ("camera_pose", 2, 9),
+    "hand_pose": ("hand_pose", 3, 57),
+    "pusht": ("pusht", 4, 2),
+    "libero_7": ("libero", 5, 7),
+    "libero_10": ("libero", 5, 10),
+    "libero_13": ("libero", 5, 13),
+    "umi": ("umi", 6, 10),
+    "bridge_orig_lerobot": ("bridge_orig_lerobot", 7, 10),
+    "droid_lerobot": ("droid_lerobot", 8, 10),
+    "droid_joint_pos": ("droid_lerobot", 8, 8),
+    "robomind_franka": ("robomind-franka", 8, 10),
+    "galbot": ("galbot", 9, 30),
+    "robomind_franka_dual": ("robomind-franka-dual", 12, 20),
+    "robomind_ur": ("robomind-ur", 13, 10),
+    "agibotworld": ("agibotworld", 15, 29),
+    "agibot_gear_gripper": ("agibot_gear_gripper", 15, 29),
+    "agibot_gear_gripper_ext": ("agibot_gear_gripper_ext", 15, 29),
+    "fractal": ("fractal", 20, 10),
+}
+
+
+@pytest.mark.parametrize("name", CONTRACT)
+def test_every_domain_of_the_contract_has_its_id_and_width(name: str) -> None:
+    embodiment = load_embodiment(name)
+    assert (embodiment.domain, embodiment.domain_id, embodiment.width) == CONTRACT[name]
+    assert embodiment.domain_id == _EMBODIMENT_TO_DOMAIN_ID[embodiment.domain]
+    if embodiment.domain not in ("libero",) and name != "droid_joint_pos":
+        assert embodiment.width == _EMBODIMENT_TO_RAW_ACTION_DIM[embodiment.domain]
+
+
+@pytest.mark.parametrize("name", embodiment_names())
+def test_every_shipped_file_loads_under_its_own_name(name: str) -> None:
+    assert load_embodiment(name).name == name
+
+
+def test_no_domain_that_diffusers_knows_is_missing() -> None:
+    ours = {load_embodiment(name).domain for name in embodiment_names()}
+    assert set(_EMBODIMENT_TO_DOMAIN_ID) - ours == {"no_action"}
+
+
+@given(st.lists(st.floats(-3, 3), min_size=8, max_size=8))
+def test_model_and_physical_units_are_inverse(values: list[float]) -> None:
+    embodiment = load_embodiment("sim_panda")
+    assert np.allclose(embodiment.to_physical(embodiment.to_model(np.array(values))), values)
+
+
+def test_the_gripper_of_the_released_policy_is_one_minus_closedness_both_ways() -> None:
+    embodiment = load_embodiment("droid_joint_pos")
+    open_hand, closed_hand = np.zeros(8), np.zeros(8)
+    closed_hand[7] = 1.0
+    assert embodiment.to_model(open_hand)[7] == 1.0
+    assert embodiment.to_model(closed_hand)[7] == 0.0
+    assert embodiment.to_physical(embodiment.to_model(closed_hand))[7] == 1.0
+
+
+def test_quantiles_scale_minus_one_to_one_onto_themselves(tmp_path: Path) -> None:
+    text = load_text("pusht") + "quantiles: {position_x: [-2.0, 6.0], position_y: [0.0, 1.0]}\n"
+    embodiment = load_embodiment(write(tmp_path, text))
+    assert embodiment.to_physical(np.array([-1.0, -1.0])).tolist() == [-2.0, 0.0]
+    assert embodiment.to_physical(np.array([1.0, 1.0])).tolist() == [6.0, 1.0]
+
+
+def test_channels_without_quantiles_are_refused_by_name() -> None:
+    with pytest.raises(EmbodimentError, match=r"pusht.*position_x, position_y.*quantiles"):
+        load_embodiment("pusht").to_physical(np.zeros(2))
+
+
+def test_the_gripper_joint_maps_onto_closedness() -> None:
+    gripper = load_embodiment("sim_panda").gripper
+    assert gripper is not None
+    assert gripper.closedness(0.04) == 0.0
+    assert gripper.closedness(0.0) == 1.0
+    assert gripper.joint_position(0.25) == pytest.approx(0.03)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("rate_hz: 15.0", "rate: 15.0"), "unknown keys .'rate'"),
+        (("domain_id: 8", "domain: 8"), "lacks .'domain_id'"),
+        (("joint_position", "joint_torque"), "action_space is 'joint_torque'; expected one of"),
+        (("view_point: third", "view_point: fourth"), "view_point is 'fourth_person_view'"),
+        (("width: 128, height: 96}\nc", "width: 129, height: 96}\nc"), "camera exterior lies out"),
+        (("panda_joint7]", "]"), "6 joints for 7 joint channels"),
+        (("joint_2", "joint_1"), "two channels have one name"),
+        (("channel: gripper", "channel: hand"), "gripper.channel is 'hand'"),
+        (("closed: 0.0", "closed: 0.04"), "gripper.open equals gripper.closed"),
+        (("scale: 0.199934", "scale: 0"), "channel joint_1 has scale 0"),
+        (("lower: -1.7", "lower: 1.8"), "channel joint_2 has lower 1.8"),
+        (("domain: droid", "\tdomain: droid"), "is not YAML"),
+    ],
+)
+def test_a_bad_file_is_refused_with_what_was_found_and_expected(
+    change: tuple[str, str], message: str, tmp_path: Path
+) -> None:
+    text = load_text("sim_panda")
+    assert change[0] in text
+    path = write(tmp_path, text.replace(change[0], change[1], 1).replace("panda_joint7, ]", "]"))
+    with pytest.raises(EmbodimentError, match=message) as refusal:
+        load_embodiment(path)
+    assert str(path) in str(refusal.value)
+
+
+def test_an_unknown_name_lists_the_known_ones() -> None:
+    with pytest.raises(EmbodimentError, match=r"'panda' is not known.*droid_joint_pos"):
+        load_embodiment("panda")
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(EmbodimentError, match="does not exist"):
+        load_embodiment(tmp_path / "arm.yaml")
+
+
+def load_text(name: str) -> str:
+    from cosmos3_ros.resources import resource
+
+    return resource("config", "embodiments", f"{name}.yaml").read_text()
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "arm.yaml"
+    path.write_text(text)
+    return path
