@@ -1,0 +1,72 @@
+"""ActionChunk messages and chunks, both ways."""
+
+from __future__ import annotations
+
+import numpy as np
+from builtin_interfaces.msg import Time
+
+from cosmos3_ros.control.chunk import NS_PER_S, Chunk, ChunkRefused, Refusal
+from cosmos3_ros.msg import ActionChunk
+from cosmos3_ros.policy.embodiment import Embodiment
+
+
+def chunk_from_message(message: ActionChunk, embodiment: Embodiment) -> Chunk:
+    """The chunk in a message, once its meaning is known to be the embodiment's.
+
+    Raises ChunkRefused (malformed, wrong_embodiment, wrong_width, wrong_names, wrong_units,
+    not_finite).
+    """
+    rows, width = message.rows, message.width
+    if rows * width != len(message.data):
+        raise ChunkRefused(
+            Refusal.MALFORMED,
+            f"{len(message.data)} values; expected rows x width = {rows} x {width}",
+        )
+    _require(Refusal.WRONG_EMBODIMENT, "embodiment", message.embodiment, embodiment.name)
+    _require(Refusal.WRONG_WIDTH, "width", width, embodiment.width)
+    _require(
+        Refusal.WRONG_NAMES, "channels", tuple(message.channel_names), embodiment.channel_names
+    )
+    _require(Refusal.WRONG_UNITS, "units", tuple(message.channel_units), embodiment.channel_units)
+    stamp = message.header.stamp
+    return Chunk(
+        plan_id=message.plan_id,
+        stamp_ns=stamp.sec * NS_PER_S + stamp.nanosec,
+        rate_hz=message.rate_hz,
+        rows=np.array(message.data, np.float64).reshape(rows, width),
+    )
+
+
+def message_from_chunk(
+    chunk: Chunk,
+    embodiment: Embodiment,
+    *,
+    instruction: str,
+    committed_rows: int,
+    plan_latency_s: float,
+) -> ActionChunk:
+    """The message that carries a chunk; ``plan_latency_s`` and ``committed_rows`` as in the .msg."""
+    rows, width = chunk.rows.shape
+    message = ActionChunk(
+        plan_id=chunk.plan_id,
+        embodiment=embodiment.name,
+        instruction=instruction,
+        rate_hz=chunk.rate_hz,
+        channel_names=embodiment.channel_names,
+        channel_units=embodiment.channel_units,
+        rows=rows,
+        width=width,
+        data=chunk.rows.ravel().tolist(),
+        committed_rows=committed_rows,
+        plan_latency=plan_latency_s,
+    )
+    message.header.frame_id = embodiment.base_frame
+    message.header.stamp = Time(
+        sec=chunk.stamp_ns // NS_PER_S, nanosec=chunk.stamp_ns % NS_PER_S
+    )
+    return message
+
+
+def _require(reason: Refusal, what: str, found: object, expected: object) -> None:
+    if found != expected:
+        raise ChunkRefused(reason, f"{what}: found {found!r}; expected {expected!r}")

@@ -1,0 +1,466 @@
+"""The policy node: cameras, joint states and an instruction in; action chunks out.
+
+It thinks a few times a second and fails apart from the controller node, which holds the arm.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from builtin_interfaces.msg import Time
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from rclpy.clock import Clock, ClockType, JumpThreshold, TimeJump
+from rclpy.duration import Duration
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from sensor_msgs.msg import CompressedImage, Image, JointState
+from std_msgs.msg import Float64, String
+from tokenizers import Tokenizer
+
+from cosmos3_ros.engine.backends import BACKENDS, open_backend
+from cosmos3_ros.engine.bundle import TOKENIZER, Bundle, load_bundle
+from cosmos3_ros.msg import ActionChunk, PolicyStatus
+from cosmos3_ros.nodes.images import image_message
+from cosmos3_ros.nodes.observer import Observer, Tolerances
+from cosmos3_ros.nodes.parameters import (
+    DeclaredParameters,
+    ParameterError,
+    depth_parameter,
+    parameter,
+    qos_profile,
+    reliability_parameter,
+)
+from cosmos3_ros.nodes.planner import Planner, PlannerStatus, StampedPlan
+from cosmos3_ros.nodes.running import run
+from cosmos3_ros.policy.embodiment import Embodiment, load_embodiment
+from cosmos3_ros.policy.plan import Observation, Policy, draw_noise
+
+STATUS_PERIOD_S = 1.0
+WARM_UP_INSTRUCTION = "Hold still."
+
+
+@dataclass(frozen=True)
+class PolicyParameters:
+    """Parameters of the policy node, read when it is configured."""
+
+    bundle: str = parameter("", "Folder of the bundle, written by 'cosmos3 export'.")
+    backend: str = parameter("onnxruntime", "Who runs the graphs.", choices=BACKENDS)
+    threads: int = parameter(
+        0, "CPU threads of the engine; 0: one a core.", "threads", minimum=0, maximum=256
+    )
+    embodiment: str = parameter("", "Embodiment name or file; empty: the bundle's own.")
+    joint_names: tuple[str, ...] = parameter(
+        (), "The robot's arm joints in channel order; empty: the embodiment's."
+    )
+    gripper_source: str = parameter(
+        "joint",
+        "Where closedness comes from: the gripper's joint, or the topic gripper_state.",
+        choices=("joint", "topic"),
+    )
+    image_transport: str = parameter(
+        "raw", "Camera topics: Image, or CompressedImage.", choices=("raw", "compressed")
+    )
+    image_reliability: str = reliability_parameter("the cameras", "best_effort")
+    image_depth: int = depth_parameter("each camera", 1)
+    joint_states_reliability: str = reliability_parameter("joint_states and gripper_state")
+    joint_states_depth: int = depth_parameter("joint_states and gripper_state", 10)
+    predicted_frame_reliability: str = reliability_parameter("predicted_frame")
+    camera_skew_s: float = parameter(
+        0.05, "Cameras further apart in time are refused.", "s", minimum=0.0, maximum=10.0
+    )
+    observation_max_age_s: float = parameter(
+        0.5, "Pictures older than this are refused.", "s", minimum=0.001, maximum=60.0
+    )
+    joint_skew_s: float = parameter(
+        0.1, "Joint states further from the picture are refused.", "s", minimum=0.001, maximum=10.0
+    )
+    plan_rate_hz: float = parameter(
+        0.0, "At most so many plans a second; 0: whenever free.", "Hz", minimum=0.0, maximum=100.0
+    )
+    predicted_frame_rate_hz: float = parameter(
+        2.0, "Predicted frames a second; 0: none.", "Hz", minimum=0.0, maximum=60.0
+    )
+    predicted_frame_rows: int = parameter(
+        1, "How far ahead a predicted frame looks.", "rows", minimum=1, maximum=64
+    )
+    seed: int = parameter(
+        -1, "Seed of the sampler's noise; -1: another each run.", minimum=-1, maximum=2**31 - 1
+    )
+
+
+class PolicyNode(LifecycleNode):
+    """See the module and the README for topics and parameters."""
+
+    def __init__(self, **node_arguments: Any) -> None:
+        super().__init__("cosmos3_policy", **node_arguments)
+        self._declared = DeclaredParameters(self, PolicyParameters)
+        self._parameters: PolicyParameters
+        self._bundle: Bundle
+        self._policy: Policy
+        self._planner: Planner | None = None
+        self._painter: FramePainter | None = None
+        self._state = PolicyStatus.STATE_WAITING_FOR_INSTRUCTION
+        self._active_parts: list[Callable[[], object]] = []
+        self._configured_parts: list[Callable[[], object]] = []
+
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        try:
+            self._configure()
+        except (ValueError, OSError) as error:
+            self.get_logger().error(f"not configured: {error}")
+            self._release(self._configured_parts)
+            return TransitionCallbackReturn.FAILURE
+        return TransitionCallbackReturn.SUCCESS
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        try:
+            warm_up_s = self._warm_up()
+        except Exception as error:  # any failure of the engine must leave the node inactive
+            self.get_logger().error(f"not activated: the warm-up plan failed: {error}")
+            return TransitionCallbackReturn.FAILURE
+        self.get_logger().info(f"warm-up plan took {warm_up_s * 1e3:.0f} ms")
+        super().on_activate(state)
+        self._start()
+        return TransitionCallbackReturn.SUCCESS
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        self._publish_status()
+        self._release(self._active_parts)
+        return super().on_deactivate(state)
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        self._release(self._active_parts)
+        self._release(self._configured_parts)
+        return TransitionCallbackReturn.SUCCESS
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        return self.on_cleanup(state)
+
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        return self.on_cleanup(state)
+
+    def _configure(self) -> None:
+        """Everything that can be refused is refused here: the node then stays unconfigured."""
+        parameters = self._parameters = self._declared.read()
+        if not parameters.bundle:
+            raise ParameterError(
+                "parameter 'bundle' is empty; expected the folder of a bundle, made by "
+                "'cosmos3 export engines/NAME.yaml --out FOLDER'"
+            )
+        self._bundle = load_bundle(parameters.bundle)
+        contract = self._bundle.manifest.contract
+        embodiment = load_embodiment(parameters.embodiment or contract.embodiment)
+        self._joints = _arm_joints(embodiment, parameters)
+        last_frame = (contract.frame_latents - 1) * contract.temporal_compression
+        if parameters.predicted_frame_rows > last_frame:
+            raise ParameterError(
+                f"parameter 'predicted_frame_rows' is {parameters.predicted_frame_rows}, the "
+                f"bundle decodes {last_frame} frames; expected no more"
+            )
+        sessions = open_backend(self._bundle, parameters.backend, parameters.threads)
+        tokenizer = Tokenizer.from_file(str(self._bundle.path / TOKENIZER))
+        self._policy = Policy(contract, embodiment, sessions, tokenizer)
+
+        frame_qos = qos_profile(parameters.predicted_frame_reliability, 1)
+        latched = qos_profile("reliable", 1, transient_local=True)
+        reliable = qos_profile("reliable", 10)
+        self._chunks = self._own_publisher(ActionChunk, "action_chunk", reliable)
+        self._frames = self._own_publisher(Image, "predicted_frame", frame_qos)
+        self._status = self._own_publisher(PolicyStatus, "status", latched)
+        self._diagnostics = self._own_publisher(DiagnosticArray, "/diagnostics", reliable)
+        manifest = self._bundle.manifest
+        self.get_logger().info(
+            f"bundle '{manifest.name}' ({manifest.precision}, {manifest.source}) on "
+            f"{parameters.backend}, embodiment '{embodiment.name}': {contract.chunk} rows at "
+            f"{contract.fps:g} Hz, {contract.sampler.steps} steps, guidance "
+            f"{contract.sampler.guidance:g}"
+        )
+
+    def _own_publisher(self, kind: type, topic: str, qos: Any) -> Any:
+        publisher = self.create_lifecycle_publisher(kind, topic, qos)
+        self._configured_parts.append(partial(self.destroy_lifecycle_publisher, publisher))
+        return publisher
+
+    def _warm_up(self) -> float:
+        """One plan and one frame on grey pictures; returns the seconds it took."""
+        embodiment = self._policy.embodiment
+        grey = {v.name: np.full((v.height, v.width, 3), 128, np.uint8) for v in embodiment.cameras}
+        started = time.monotonic()
+        prompt = self._policy.prefill(WARM_UP_INSTRUCTION)
+        noise = draw_noise(self._policy.contract, np.random.default_rng(0))
+        plan = self._policy.plan(Observation(grey, embodiment.offset), prompt, noise)
+        self._policy.predict_frames(plan)
+        return time.monotonic() - started
+
+    def _start(self) -> None:
+        parameters, embodiment = self._parameters, self._policy.embodiment
+        limits = Tolerances(
+            parameters.camera_skew_s, parameters.observation_max_age_s, parameters.joint_skew_s
+        )
+        gripper_topic = parameters.gripper_source == "topic"
+        observer = Observer(embodiment, self._joints, gripper_topic, limits)
+        planner = self._planner = Planner(
+            self._policy,
+            observer,
+            self._now_ns,
+            self._publish_plan,
+            self._refused,
+            parameters.seed,
+            parameters.plan_rate_hz,
+        )
+        self._painter = FramePainter(
+            self._policy, parameters.predicted_frame_rate_hz, self._publish_frame, self._refused
+        )
+        self._painter.start()
+        planner.start()
+        self._active_parts += [planner.stop, self._painter.stop]
+
+        compressed = parameters.image_transport == "compressed"
+        kind, ending = (CompressedImage, "/compressed") if compressed else (Image, "")
+        image_qos = qos_profile(parameters.image_reliability, parameters.image_depth)
+        for view in embodiment.cameras:
+            topic = f"camera/{view.name}/image{ending}"
+            self._listen(kind, topic, image_qos, partial(self._on_image, view.name))
+        joint_qos = qos_profile(parameters.joint_states_reliability, parameters.joint_states_depth)
+        self._listen(JointState, "joint_states", joint_qos, self._on_joint_states)
+        if gripper_topic:
+            self._listen(Float64, "gripper_state", joint_qos, self._on_gripper)
+        latched = qos_profile("reliable", 1, transient_local=True)
+        self._listen(String, "instruction", latched, self._on_instruction)
+
+        steady = Clock(clock_type=ClockType.STEADY_TIME)
+        timer = self.create_timer(STATUS_PERIOD_S, self._publish_status, clock=steady)
+        self._active_parts.append(partial(self.destroy_timer, timer))
+        backwards = JumpThreshold(
+            min_forward=None, min_backward=Duration(nanoseconds=-1), on_clock_change=True
+        )
+        jumps = self.get_clock().create_jump_callback(backwards, post_callback=self._on_jump)
+        self._active_parts.append(jumps.unregister)
+
+    def _listen(self, kind: type, topic: str, qos: Any, callback: Callable[[Any], None]) -> None:
+        subscription = self.create_subscription(kind, topic, callback, qos)
+        self._active_parts.append(partial(self.destroy_subscription, subscription))
+
+    def _release(self, parts: list[Callable[[], object]]) -> None:
+        while parts:
+            parts.pop()()
+
+    def _on_image(self, camera: str, message: Image | CompressedImage) -> None:
+        assert self._planner is not None
+        self._planner.update(lambda observer: observer.on_image(camera, message), wake=True)
+
+    def _on_joint_states(self, message: JointState) -> None:
+        assert self._planner is not None
+        self._planner.update(lambda observer: observer.on_joint_states(message))
+
+    def _on_gripper(self, message: Float64) -> None:
+        assert self._planner is not None
+        now_ns = self._now_ns()
+        self._planner.update(lambda observer: observer.on_gripper(message.data, now_ns))
+
+    def _on_instruction(self, message: String) -> None:
+        assert self._planner is not None
+        self.get_logger().info(f"instruction: '{message.data}'")
+        self._planner.instruct(message.data)
+
+    def _on_jump(self, jump: TimeJump) -> None:
+        assert self._planner is not None
+        self.get_logger().warning("the clock jumped back: earlier observations are dropped")
+        self._planner.forget()
+
+    def _publish_plan(self, stamped: StampedPlan) -> None:
+        """On the planning thread."""
+        embodiment, rows = self._policy.embodiment, stamped.plan.rows
+        message = ActionChunk()
+        message.header.stamp = time_message(stamped.stamp_ns)
+        message.header.frame_id = embodiment.base_frame
+        message.plan_id = stamped.plan_id
+        message.embodiment = embodiment.name
+        message.instruction = stamped.instruction
+        message.rate_hz = self._policy.contract.fps
+        message.channel_names = list(embodiment.channel_names)
+        message.channel_units = list(embodiment.channel_units)
+        message.rows, message.width = rows.shape
+        message.data = rows.ravel().tolist()
+        message.committed_rows = stamped.plan.committed_rows
+        message.plan_latency = stamped.latency_s
+        self._chunks.publish(message)
+        assert self._painter is not None
+        self._painter.offer(stamped)
+        if self._state != PolicyStatus.STATE_PLANNING:
+            self._publish_status()
+
+    def _publish_frame(self, stamped: StampedPlan, frames: np.ndarray) -> None:
+        """On the painting thread."""
+        rows = self._parameters.predicted_frame_rows
+        ahead_ns = round(rows / self._policy.contract.fps * 1e9)
+        stamp = time_message(stamped.stamp_ns + ahead_ns)
+        self._frames.publish(image_message(frames[rows - 1], stamp, "cosmos3_canvas"))
+
+    def _refused(self, reason: str, message: str) -> None:
+        """On the planning or painting thread: logged once a second a reason, counted always."""
+        self.get_logger().warning(f"{reason}: {message}", throttle_duration_sec=1.0)
+
+    def _publish_status(self) -> None:
+        if self._planner is None or self._painter is None:
+            return
+        status, manifest = self._planner.status(), self._bundle.manifest
+        latency = np.array(status.latencies_s or [np.nan])
+        now_ns = self._now_ns()
+        message = PolicyStatus()
+        message.header.stamp = time_message(now_ns)
+        max_age_s = self._parameters.observation_max_age_s
+        message.state, message.reason = policy_state(status, now_ns, max_age_s)
+        self._state = message.state
+        message.backend = self._parameters.backend
+        message.bundle, message.bundle_sha256 = manifest.name, self._bundle.sha256
+        message.instruction = status.instruction
+        message.plan_latency_last = float(latency[-1])
+        message.plan_latency_p50 = float(np.percentile(latency, 50))
+        message.plan_latency_p99 = float(np.percentile(latency, 99))
+        stamp_ns = status.last_stamp_ns
+        message.observation_age = np.nan if stamp_ns is None else (now_ns - stamp_ns) / 1e9
+        message.plans, message.observations = status.plans, status.observations
+        message.predicted_frames = self._painter.painted
+        refused = status.rejected_observations
+        message.rejected_observation_reasons = list(refused)
+        message.rejected_observation_counts = list(refused.values())
+        message.rejected_chunk_reasons = list(status.rejected_chunks)
+        message.rejected_chunk_counts = list(status.rejected_chunks.values())
+        self._status.publish(message)
+        self._diagnostics.publish(self._diagnosis(message))
+
+    def _diagnosis(self, status: PolicyStatus) -> DiagnosticArray:
+        level = {
+            PolicyStatus.STATE_PLANNING: DiagnosticStatus.OK,
+            PolicyStatus.STATE_FAULT: DiagnosticStatus.ERROR,
+        }.get(status.state, DiagnosticStatus.WARN)
+        values = {
+            "plans": status.plans,
+            "observations": status.observations,
+            "plan_latency_p50_s": f"{status.plan_latency_p50:.4f}",
+            "plan_latency_p99_s": f"{status.plan_latency_p99:.4f}",
+            "observation_age_s": f"{status.observation_age:.3f}",
+            "instruction": status.instruction,
+            "bundle": status.bundle,
+            "backend": status.backend,
+        }
+        entry = DiagnosticStatus(
+            level=level,
+            name=f"{self.get_name()}: plans",
+            message=status.reason or "planning",
+            hardware_id=self._policy.embodiment.name,
+            values=[KeyValue(key=key, value=str(value)) for key, value in values.items()],
+        )
+        array = DiagnosticArray(status=[entry])
+        array.header.stamp = status.header.stamp
+        return array
+
+    def _now_ns(self) -> int:
+        return int(self.get_clock().now().nanoseconds)
+
+
+class FramePainter:
+    """Decodes predicted frames on a thread of its own: newest plan wins, at a limited rate."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        rate_hz: float,
+        publish: Callable[[StampedPlan, np.ndarray], None],
+        refuse: Callable[[str, str], None],
+    ) -> None:
+        self._policy, self._publish, self._refuse = policy, publish, refuse
+        self._period_s = 1 / rate_hz if rate_hz > 0 else None
+        self._offered: StampedPlan | None = None
+        self._changed = threading.Condition()
+        self._stopping = False
+        self.painted = 0
+        self._thread = threading.Thread(target=self._run, name="frames", daemon=True)
+
+    def start(self) -> None:
+        if self._period_s is not None:
+            self._thread.start()
+
+    def stop(self) -> None:
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def offer(self, stamped: StampedPlan) -> None:
+        with self._changed:
+            self._offered = stamped
+            self._changed.notify_all()
+
+    def _run(self) -> None:
+        try:
+            while (stamped := self._next()) is not None:
+                started = time.monotonic()
+                self._publish(stamped, self._policy.predict_frames(stamped.plan))
+                self.painted += 1
+                assert self._period_s is not None
+                self._rest(started + self._period_s)
+        except Exception as error:  # predicted frames may fail; plans go on
+            self._refuse("predicted_frame", f"no more predicted frames: {error}")
+
+    def _next(self) -> StampedPlan | None:
+        with self._changed:
+            while not self._stopping and self._offered is None:
+                self._changed.wait()
+            stamped, self._offered = self._offered, None
+            return None if self._stopping else stamped
+
+    def _rest(self, until: float) -> None:
+        with self._changed:
+            while not self._stopping and (left := until - time.monotonic()) > 0:
+                self._changed.wait(left)
+
+
+def policy_state(status: PlannerStatus, now_ns: int, max_age_s: float) -> tuple[int, str]:
+    """State and reason of a PolicyStatus message."""
+    if status.fault:
+        return PolicyStatus.STATE_FAULT, status.fault
+    if not status.prompted:
+        reason = status.waiting if status.instruction else "no instruction has arrived"
+        return PolicyStatus.STATE_WAITING_FOR_INSTRUCTION, reason
+    if status.waiting:
+        return PolicyStatus.STATE_WAITING_FOR_OBSERVATION, status.waiting
+    slack_s = max(status.latencies_s, default=0.0)
+    if status.last_stamp_ns is not None:
+        age_s = (now_ns - status.last_stamp_ns) / 1e9
+        if age_s > max_age_s + slack_s:
+            reason = f"newest observation is {age_s:.1f} s old; have the cameras stopped?"
+            return PolicyStatus.STATE_WAITING_FOR_OBSERVATION, reason
+    return PolicyStatus.STATE_PLANNING, ""
+
+
+def time_message(ns: int) -> Time:
+    """builtin_interfaces/Time of nanoseconds."""
+    return Time(sec=ns // 1_000_000_000, nanosec=ns % 1_000_000_000)
+
+
+def _arm_joints(embodiment: Embodiment, parameters: PolicyParameters) -> tuple[str, ...]:
+    joints = parameters.joint_names or embodiment.joints
+    if len(joints) != len(embodiment.joints):
+        raise ParameterError(
+            f"parameter 'joint_names' has {len(joints)} names, embodiment '{embodiment.name}' "
+            f"{len(embodiment.joints)} joints; expected one a joint, in channel order"
+        )
+    return tuple(joints)
+
+
+def main() -> int:
+    """Run the node until it is told to end."""
+    return run(PolicyNode)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

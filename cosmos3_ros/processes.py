@@ -1,0 +1,214 @@
+"""Programs that run side by side: start them, notice when one ends early, stop them in order.
+
+    with Children(out / "logs", ros_environment()) as children:
+        recorder = children.start_module("recorder_node", "cosmos3_ros.nodes.recorder_node", ...)
+        ...
+        while working:
+            children.check()        # raises ProcessFailed with the log's tail
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+from cosmos3_ros.resources import resource
+
+# A node that is asked to end closes its files and says goodbye to its peers: seconds on a busy
+# machine, never minutes.
+STOP_TIMEOUT_S = 15.0
+SHARED_MEMORY = Path("/dev/shm")
+_POLL_S = 0.05
+_TAIL_LINES = 15
+
+
+class ProcessFailed(ChildProcessError):
+    """A child ended early, with an error, or not at all; the message holds its log's tail."""
+
+
+@dataclass(frozen=True)
+class Child:
+    """One started program; what it prints goes to ``log``."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def tail(self, lines: int = _TAIL_LINES) -> str:
+        """The last lines of the log, indented."""
+        text = self.log.read_text(errors="replace").splitlines()[-lines:]
+        return "\n".join(f"    {line}" for line in text) or "    (nothing was printed)"
+
+    def failure(self, what: str) -> ProcessFailed:
+        return ProcessFailed(f"{self.name} {what}; the end of {self.log}:\n{self.tail()}")
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a child ended: its exit code (negative: the signal), and whether it had to be killed."""
+
+    child: Child
+    exit_code: int
+    killed: bool
+
+    @property
+    def clean(self) -> bool:
+        return self.exit_code == 0 and not self.killed
+
+
+@dataclass
+class Children:
+    """Programs that live and end together; leaving the ``with`` stops what still runs.
+
+    ``logs`` is the folder of the log files ``NAME.log``, ``environment`` the children's whole
+    environment. The last one started is the first one stopped.
+    """
+
+    logs: Path
+    environment: Mapping[str, str]
+    running: list[Child] = field(default_factory=list)
+    _shared_memory: set[Path] = field(default_factory=set)
+
+    def __enter__(self) -> Children:
+        self.logs.mkdir(parents=True, exist_ok=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self, name: str, *command: str | Path) -> Child:
+        """Start a program in a session of its own: Ctrl-C reaches us, and we stop it in turn."""
+        log = self.logs / f"{name}.log"
+        with log.open("wb") as file:
+            process = subprocess.Popen(
+                [str(word) for word in command],
+                env=dict(self.environment),
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        child = Child(name, process, log)
+        self.running.append(child)
+        return child
+
+    def start_module(self, name: str, module: str, *arguments: str | Path) -> Child:
+        """Start a Python module with this interpreter."""
+        return self.start(name, sys.executable, "-m", module, *arguments)
+
+    def check(self, but: Child | None = None) -> None:
+        """Raise ProcessFailed when a child has ended by itself; ``but`` one may."""
+        for child in self.running:
+            self._note_shared_memory(child)
+            if child is not but and (code := child.process.poll()) is not None:
+                raise child.failure(f"ended early with exit code {code}")
+
+    def wait(self, child: Child, timeout_s: float) -> None:
+        """Wait until ``child`` has done its work, watching the others.
+
+        Raises ProcessFailed when it, or another one, fails or does not end in time.
+        """
+        deadline = time.monotonic() + timeout_s
+        while (code := child.process.poll()) is None:
+            self.check(but=child)
+            if time.monotonic() > deadline:
+                raise child.failure(f"did not end within {timeout_s:g} s")
+            time.sleep(_POLL_S)
+        self.running.remove(child)
+        if code != 0:
+            raise child.failure(f"ended with exit code {code}")
+
+    def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> list[Ending]:
+        """SIGINT, then SIGKILL after ``timeout_s``, one child after another, the newest first.
+
+        A kill is said on stderr. Shared memory that the children leave behind is removed.
+        """
+        endings = []
+        for child in self.running:
+            self._note_shared_memory(child)
+        while self.running:
+            endings.append(_end(self.running.pop(), timeout_s))
+        for path in self._shared_memory:
+            path.unlink(missing_ok=True)
+        self._shared_memory.clear()
+        return endings
+
+    def _note_shared_memory(self, child: Child) -> None:
+        """Remember the DDS segments and lock files a child holds: a killed one leaves them."""
+        proc = Path("/proc") / str(child.process.pid)
+        with suppress(OSError):
+            mapped = (line.split()[-1] for line in (proc / "maps").read_text().splitlines())
+            held = (str(link.readlink()) for link in (proc / "fd").iterdir())
+            self._shared_memory |= {
+                Path(name)
+                for name in (*mapped, *held)
+                if name.startswith((f"{SHARED_MEMORY}/fastrtps_", f"{SHARED_MEMORY}/sem.fastrtps_"))
+            }
+
+
+def _end(child: Child, timeout_s: float) -> Ending:
+    with suppress(ProcessLookupError):
+        child.process.send_signal(signal.SIGINT)
+    try:
+        return Ending(child, child.process.wait(timeout_s), killed=False)
+    except subprocess.TimeoutExpired:
+        print(f"{child.name} did not end {timeout_s:g} s after SIGINT: killed", file=sys.stderr)
+        # The whole group: a killed program cannot end what it started itself.
+        os.killpg(child.process.pid, signal.SIGKILL)
+        return Ending(child, child.process.wait(), killed=True)
+
+
+def end_on_sigterm() -> None:
+    """Let SIGTERM unwind this program like an exit, so that its children are stopped too."""
+
+    def leave(number: int, _: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, leave)
+
+
+def ros_environment(domain_id: int | None = None) -> dict[str, str]:
+    """This environment for ROS nodes that hear each other and nobody else on the machine.
+
+    Traffic stays on loopback. ``domain_id`` None takes one that nobody here uses.
+    """
+    return {
+        **os.environ,
+        "FASTRTPS_DEFAULT_PROFILES_FILE": str(resource("config", "fastdds_local.xml")),
+        "PYTHONUNBUFFERED": "1",
+        "RCUTILS_COLORIZED_OUTPUT": "0",
+        "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
+        "ROS_DOMAIN_ID": str(free_domain_id() if domain_id is None else domain_id),
+    }
+
+
+def free_domain_id() -> int:
+    """A DDS domain whose ports nobody on this machine holds, below the ephemeral ports (1 to 100).
+
+    Raises OSError when all are taken.
+    """
+    for domain_id in random.sample(range(1, 101), 100):
+        # RTPS: a domain's multicast port is 7400 + 250 * domain, its first participant's is +10.
+        base = 7400 + 250 * domain_id
+        if all(_udp_port_is_free(port) for port in (base, base + 10)):
+            return domain_id
+    raise OSError("every ROS domain id from 1 to 100 is in use here; end some of their nodes")
+
+
+def _udp_port_is_free(port: int) -> bool:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind(("", port))
+        except OSError:
+            return False
+    return True
