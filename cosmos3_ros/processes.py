@@ -1,10 +1,11 @@
-"""Programs that run side by side: start them, notice when one ends early, stop them in order.
+"""Programs that run side by side: start them, notice when one ends early, stop them in order::
 
     with Children(out / "logs", ros_environment()) as children:
-        recorder = children.start_module("recorder_node", "cosmos3_ros.nodes.recorder_node", ...)
-        ...
+        children.start_module("policy_node", "cosmos3_ros.nodes.policy_node", "--ros-args")
         while working:
-            children.check()        # raises ProcessFailed with the log's tail
+            children.check()  # raises ProcessFailed with the log's tail
+
+Leaving the block stops what still runs, the newest first.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ class Chunk:
         if not MIN_RATE_HZ <= self.rate_hz <= MAX_RATE_HZ:
             raise ChunkRefused(
                 Refusal.MALFORMED,
-                f"rate is {self.rate_hz} Hz; expected {MIN_RATE_HZ} to {MAX_RATE_HZ:g} rows a second",
+                f"rate is {self.rate_hz} Hz; expected {MIN_RATE_HZ:g} to {MAX_RATE_HZ:g}",
             )
         bad = np.argwhere(~np.isfinite(self.rows))
         if len(bad):

@@ -40,7 +40,9 @@ class Limits:
         ``previous`` lies inside the position limits. Also says whether a limit was met.
         """
         # An unlimited channel is unlimited in no time too: inf * 0 would be NaN.
-        reach = np.where(np.isinf(self.velocity), np.inf, self.velocity * dt_s)
+        limited = np.isfinite(self.velocity)
+        reach = np.full_like(self.velocity, np.inf)
+        np.multiply(self.velocity, dt_s, out=reach, where=limited)
         # Clamped last: towards ``previous``, so the step only gets shorter by it.
         command = self.clamp(np.clip(target, previous - reach, previous + reach))
         return command, bool(np.any(np.abs(command - target) > ROUNDING))

@@ -45,7 +45,7 @@ def message_from_chunk(
     committed_rows: int,
     plan_latency_s: float,
 ) -> ActionChunk:
-    """The message that carries a chunk; ``plan_latency_s`` and ``committed_rows`` as in the .msg."""
+    """The message that carries a chunk; the other arguments as in ActionChunk.msg."""
     rows, width = chunk.rows.shape
     message = ActionChunk(
         plan_id=chunk.plan_id,
@@ -61,9 +61,7 @@ def message_from_chunk(
         plan_latency=plan_latency_s,
     )
     message.header.frame_id = embodiment.base_frame
-    message.header.stamp = Time(
-        sec=chunk.stamp_ns // NS_PER_S, nanosec=chunk.stamp_ns % NS_PER_S
-    )
+    message.header.stamp = Time(sec=chunk.stamp_ns // NS_PER_S, nanosec=chunk.stamp_ns % NS_PER_S)
     return message
 
 

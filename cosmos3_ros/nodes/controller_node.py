@@ -66,7 +66,11 @@ class ControllerParameters:
         0.25, "Joint states older than this: hold.", "s", minimum=0.001, maximum=10.0
     )
     hold_grace_s: float = parameter(
-        0.1, "Past the last row of a chunk, before it counts as a hold.", "s", minimum=0.0, maximum=10.0
+        0.1,
+        "Past the last row of a chunk, before it counts as a hold.",
+        "s",
+        minimum=0.0,
+        maximum=10.0,
     )
     clock_jump_s: float = parameter(
         1.0,
@@ -89,7 +93,7 @@ class ControllerNode(LifecycleNode):
     def __init__(self, **node_arguments: Any) -> None:
         super().__init__("cosmos3_controller", **node_arguments)
         self._declared = DeclaredParameters(self, ControllerParameters)
-        self._parameters: ControllerParameters
+        self._settings: ControllerParameters
         self._joints: JointMap
         self._limits: Limits
         self._run: ControlRun | None = None
@@ -127,7 +131,7 @@ class ControllerNode(LifecycleNode):
 
     def _configure(self) -> None:
         """Everything that can be refused is refused here: the node then stays unconfigured."""
-        parameters = self._parameters = self._declared.read()
+        parameters = self._settings = self._declared.read()
         embodiment = load_embodiment(parameters.embodiment)
         self._joints = JointMap(embodiment, parameters.joint_names)
         self._limits = Limits(embodiment.lower, embodiment.upper, embodiment.velocity)
@@ -151,7 +155,7 @@ class ControllerNode(LifecycleNode):
 
     def _start(self) -> None:
         """Begin from nothing: the arm may have been moved since the last time."""
-        parameters = self._parameters
+        parameters = self._settings
         timeouts = Timeouts(
             parameters.joint_timeout_s, parameters.hold_grace_s, parameters.clock_jump_s
         )
@@ -227,8 +231,8 @@ class ControllerNode(LifecycleNode):
         # With use_sim_time the clock shows 0 until the first /clock arrives.
         command = run.controller.tick(now.nanoseconds) if now.nanoseconds > 0 else None
         if command is not None:
-            build = COMMAND_INTERFACES[self._parameters.command_interface].build
-            period_s = 1 / self._parameters.control_rate_hz
+            build = COMMAND_INTERFACES[self._settings.command_interface].build
+            period_s = 1 / self._settings.control_rate_hz
             self._commands.publish(build(self._joints, command.positions, now.to_msg(), period_s))
             run.intervals.add(time.monotonic_ns())
         self._log_change()

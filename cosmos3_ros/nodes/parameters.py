@@ -2,7 +2,7 @@
 
     @dataclass(frozen=True)
     class ControllerParameters:
-        control_rate_hz: float = parameter(50.0, "Commands a second.", "Hz", minimum=1, maximum=1000)
+        control_rate_hz: float = parameter(50.0, "Commands a second.", "Hz", minimum=1, maximum=1e3)
 
     self._declared = DeclaredParameters(self, ControllerParameters)   # in __init__
     parameters = self._declared.read()                                # in on_configure
@@ -147,9 +147,7 @@ class DeclaredParameters(Generic[Table]):
             self._node.declare_parameter(row.name, row.type, row.descriptor())
         except (InvalidParameterTypeException, InvalidParameterValueException):
             self._refused[row.name] = row.refusal(self._overridden(row.name))
-            self._node.declare_parameter(
-                row.name, row.type, row.descriptor(), ignore_override=True
-            )
+            self._node.declare_parameter(row.name, row.type, row.descriptor(), ignore_override=True)
         if self._node.get_parameter_or(row.name).type_ == Parameter.Type.NOT_SET:
             default = list(row.default) if isinstance(row.default, tuple) else row.default
             self._node.set_parameters([Parameter(row.name, row.type, default)])

@@ -92,7 +92,7 @@ def test_a_wrong_value_is_named_with_what_was_expected(
 
 
 def test_every_wrong_value_is_named_at_once(context: Context) -> None:
-    with pytest.raises(ParameterError, match="'rate_hz'.*'mode'"):
+    with pytest.raises(ParameterError, match=r"'rate_hz'.*'mode'"):
         declared(context, rate_hz=-1.0, mode="sideways").read()
 
 

@@ -1,0 +1,236 @@
+"""One episode of a LeRobot v3 data set: its columns, its instructions, its videos."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+FORMAT_VERSION = "v3.0"
+# A frame is the one wanted when it is nearer than this part of a frame's time.
+FRAME_TOLERANCE = 0.45
+
+
+class LeRobotError(ValueError):
+    """A data set or an episode of it is not what is needed."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What ``meta/info.json`` says. ``features`` maps a column or camera to its description."""
+
+    path: Path
+    fps: float
+    features: Mapping[str, Mapping[str, Any]]
+    data_path: str
+    video_path: str
+
+    @property
+    def cameras(self) -> list[str]:
+        """Keys of the cameras that are stored as video."""
+        return [key for key, feature in self.features.items() if feature.get("dtype") == "video"]
+
+
+@dataclass(frozen=True)
+class Episode:
+    """``rows``: the frames' columns; ``meta``: the episode's row of ``meta/episodes``.
+
+    ``tasks`` maps a task index to its text.
+    """
+
+    dataset: Dataset
+    index: int
+    rows: pa.Table
+    meta: Mapping[str, Any]
+    tasks: Mapping[int, str]
+
+    @cached_property
+    def times_s(self) -> np.ndarray:
+        """Time of each frame from the episode's start [n] in seconds, rising."""
+        return self.numbers("timestamp")[:, 0]
+
+    @property
+    def instructions(self) -> list[str]:
+        """Instruction of each frame [n]; empty where the data set has none."""
+        if "task_index" not in self.rows.column_names:
+            return [""] * len(self.rows)
+        return [_first_wording(self.tasks.get(i, "")) for i in self.rows["task_index"].to_pylist()]
+
+    def numbers(self, column: str) -> np.ndarray:
+        """A column as float64 [n, width]; a scalar column has width 1.
+
+        Raises LeRobotError for a column that is missing, ragged, or not finite.
+        """
+        if column not in self.rows.column_names:
+            raise LeRobotError(
+                f"episode {self.index} has no column '{column}'; found "
+                f"{', '.join(sorted(self.rows.column_names))}"
+            )
+        try:
+            values = np.array(self.rows[column].to_pylist(), np.float64)
+        except (TypeError, ValueError) as error:
+            raise LeRobotError(
+                f"column '{column}' of episode {self.index} is no table of numbers: {error}"
+            ) from None
+        values = values.reshape(len(self.rows), -1)
+        if not np.isfinite(values).all():
+            row = int(np.flatnonzero(~np.isfinite(values).all(1))[0])
+            raise LeRobotError(
+                f"column '{column}' of episode {self.index} is NaN or infinite in row {row}"
+            )
+        return values
+
+    def video_file(self, camera: str) -> Path:
+        """Where the episode's video of a camera should lie."""
+        place = {
+            kind: int(self.meta.get(f"videos/{camera}/{kind}_index") or 0)
+            for kind in ("chunk", "file")
+        }
+        return self.dataset.path / _formatted(self.dataset.video_path, place, video_key=camera)
+
+    def frames(self, camera: str) -> Iterator[np.ndarray]:
+        """Pictures of a camera, one a row: uint8 RGB [h, w, 3].
+
+        Raises LeRobotError where the video is missing, cannot be decoded, or lacks a frame.
+        """
+        start_s = float(self.meta.get(f"videos/{camera}/from_timestamp") or 0.0)
+        tolerance_s = FRAME_TOLERANCE / self.dataset.fps
+        return _frames_at(self.video_file(camera), start_s + self.times_s, tolerance_s)
+
+
+def load_dataset(path: Path) -> Dataset:
+    """Read ``meta/info.json``. Raises LeRobotError for what is no LeRobot v3 data set."""
+    info_file = path / "meta" / "info.json"
+    if not info_file.is_file():
+        raise LeRobotError(
+            f"'{path}' is no LeRobot data set: it has no meta/info.json; expected the folder that "
+            "holds meta, data and videos"
+        )
+    try:
+        info = json.loads(info_file.read_text())
+        version = str(info.get("codebase_version", "none"))
+        if not version.startswith("v3."):
+            raise LeRobotError(
+                f"data set '{path}' has codebase_version {version}; expected {FORMAT_VERSION}: "
+                "convert it with LeRobot's own converter"
+            )
+        return Dataset(
+            path=path,
+            fps=float(info["fps"]),
+            features=info["features"],
+            data_path=info["data_path"],
+            video_path=info.get("video_path") or "",
+        )
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        raise LeRobotError(
+            f"'{info_file}' is not what LeRobot {FORMAT_VERSION} writes: {error!r}"
+        ) from error
+
+
+def load_episode(dataset: Dataset, index: int) -> Episode:
+    """Read one episode. Raises LeRobotError when there is none of this index, or it is broken."""
+    try:
+        meta = _episode_meta(dataset, index)
+        place = {kind: int(meta.get(f"data/{kind}_index") or 0) for kind in ("chunk", "file")}
+        data_file = dataset.path / _formatted(dataset.data_path, place)
+        rows = pq.read_table(data_file, filters=[("episode_index", "=", index)])
+        tasks = _tasks(dataset)
+    except (OSError, pa.ArrowException, KeyError) as error:
+        raise LeRobotError(
+            f"episode {index} of '{dataset.path}' cannot be read: {error}; expected LeRobot's "
+            f"{FORMAT_VERSION} layout, is the download whole?"
+        ) from error
+    episode = Episode(dataset, index, rows, meta, tasks)
+    _check_rows(episode)
+    return episode
+
+
+def _check_rows(episode: Episode) -> None:
+    expected = int(episode.meta.get("length") or len(episode.rows))
+    if len(episode.rows) == 0 or len(episode.rows) != expected:
+        raise LeRobotError(
+            f"episode {episode.index} of '{episode.dataset.path}' has {len(episode.rows)} rows; "
+            f"expected {expected}, at least one"
+        )
+    if (np.diff(episode.times_s) <= 0).any() or episode.times_s[0] < 0:
+        row = int(np.argmax(np.diff(episode.times_s) <= 0)) + 1
+        raise LeRobotError(
+            f"timestamps of episode {episode.index} do not rise from 0 on, see row {row}; expected "
+            "seconds from the episode's start"
+        )
+
+
+def _episode_meta(dataset: Dataset, index: int) -> dict[str, Any]:
+    """The row of ``meta/episodes`` for an episode, without its statistics."""
+    found: list[int] = []
+    for file in sorted((dataset.path / "meta" / "episodes").glob("*/*.parquet")):
+        names = pq.read_schema(file).names
+        columns = [name for name in names if not name.startswith("stats/")]
+        for row in pq.read_table(file, columns=columns).to_pylist():
+            if row["episode_index"] == index:
+                return dict(row)
+            found.append(row["episode_index"])
+    there = f"{min(found)} to {max(found)}" if found else "none"
+    raise LeRobotError(
+        f"data set '{dataset.path}' has no episode {index}; it has {there} (--episode)"
+    )
+
+
+def _tasks(dataset: Dataset) -> dict[int, str]:
+    """Texts by task index. The text is a column, or the index that pandas stored beside it."""
+    table = pq.read_table(dataset.path / "meta" / "tasks.parquet")
+    text = next(name for name in table.column_names if name != "task_index")
+    return dict(zip(table["task_index"].to_pylist(), table[text].to_pylist(), strict=True))
+
+
+def _first_wording(task: str) -> str:
+    """DROID joins several people's wordings of one task by bars, and leaves gaps between them."""
+    return next((words.strip() for words in task.split(" | ") if words.strip(" |")), "")
+
+
+def _formatted(pattern: str, place: Mapping[str, int], **more: str) -> str:
+    """LeRobot's own files say ``chunk_index``, files in the wild also say ``episode_chunk``."""
+    return pattern.format(
+        chunk_index=place["chunk"],
+        file_index=place["file"],
+        episode_chunk=place["chunk"],
+        episode_file=place["file"],
+        **more,
+    )
+
+
+def _frames_at(video: Path, times_s: np.ndarray, tolerance_s: float) -> Iterator[np.ndarray]:
+    try:
+        with av.open(str(video)) as container:
+            stream = container.streams.video[0]
+            stream.thread_type = "AUTO"
+            assert stream.time_base is not None
+            # Back to the keyframe before the first frame: one file holds many episodes.
+            container.seek(int(max(times_s[0], 0) / stream.time_base), stream=stream)
+            wanted = iter(times_s.tolist())
+            time_s = next(wanted, None)
+            for frame in container.decode(stream):
+                shown_s = frame.time or 0.0
+                if time_s is None or shown_s > time_s + tolerance_s:
+                    break
+                while time_s is not None and abs(shown_s - time_s) <= tolerance_s:
+                    yield frame.to_ndarray(format="rgb24")
+                    time_s = next(wanted, None)
+    except (av.FFmpegError, IndexError) as error:
+        raise LeRobotError(
+            f"video '{video}' cannot be decoded: {error}; expected what LeRobot wrote, is the "
+            "download whole?"
+        ) from error
+    if time_s is not None:
+        raise LeRobotError(
+            f"video '{video}' has no frame at {time_s:.3f} s; expected one every frame of the "
+            f"episode, {times_s[0]:.3f} to {times_s[-1]:.3f} s"
+        )
