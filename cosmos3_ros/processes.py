@@ -169,12 +169,16 @@ def _end(child: Child, timeout_s: float) -> Ending:
         return Ending(child, child.process.wait(), killed=True)
 
 
-def end_on_sigterm() -> None:
-    """Let SIGTERM unwind this program like an exit, so that its children are stopped too."""
+def end_on_signals() -> None:
+    """Let SIGINT and SIGTERM unwind this program like an exit, so that its children are stopped.
+
+    A shell starts what runs in its background with SIGINT ignored, and children inherit that.
+    """
 
     def leave(number: int, _: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
+    signal.signal(signal.SIGINT, leave)
     signal.signal(signal.SIGTERM, leave)
 
 

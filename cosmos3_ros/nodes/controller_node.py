@@ -6,6 +6,7 @@ falling silent is not stopping, a position controller downstream executes the la
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections import Counter
@@ -15,7 +16,8 @@ from functools import partial
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
-from rclpy.clock import Clock, ClockType
+from rclpy.clock import Clock
+from rclpy.clock_type import ClockType
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Float64
@@ -238,15 +240,19 @@ class ControllerNode(LifecycleNode):
         self._log_change()
 
     def _log_change(self) -> None:
-        run = self._running()
+        """Log what the node does now when that is news, once a second at most.
+
+        Not the logger's own throttle: it would drop the last of several changes, not delay it.
+        """
+        run, now_s = self._running(), time.monotonic()
         state, reason = self._state_and_reason()
-        if (state, reason) == run.logged:
+        if (state, reason) == run.logged or now_s < run.logged_s + LOG_PERIOD_S:
             return
-        run.logged = (state, reason)
+        run.logged, run.logged_s = (state, reason), now_s
         if state is State.TRACKING:
-            self.get_logger().info("tracking", throttle_duration_sec=LOG_PERIOD_S)
+            self.get_logger().info("tracking")
         else:
-            self.get_logger().warning(f"{state}: {reason}", throttle_duration_sec=LOG_PERIOD_S)
+            self.get_logger().warning(f"{state}: {reason}")
 
     def _state_and_reason(self) -> tuple[State, str]:
         run = self._running()
@@ -311,6 +317,7 @@ class ControlRun:
         self.rejected_chunks: Counter[Refusal] = Counter()
         self.rejected_joint_states = 0
         self.logged: tuple[State, str] | None = None
+        self.logged_s = -math.inf
 
 
 def _release(parts: list[Callable[[], object]]) -> None:

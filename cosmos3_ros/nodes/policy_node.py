@@ -100,7 +100,7 @@ class PolicyNode(LifecycleNode):
     def __init__(self, **node_arguments: Any) -> None:
         super().__init__("cosmos3_policy", **node_arguments)
         self._declared = DeclaredParameters(self, PolicyParameters)
-        self._parameters: PolicyParameters
+        self._settings: PolicyParameters
         self._bundle: Bundle
         self._policy: Policy
         self._planner: Planner | None = None
@@ -112,8 +112,8 @@ class PolicyNode(LifecycleNode):
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         try:
             self._configure()
-        except (ValueError, OSError) as error:
-            self.get_logger().error(f"not configured: {error}")
+        except Exception as error:  # rclpy turns what is raised here into a word-less failure
+            self.get_logger().error(f"not configured: {error or repr(error)}")
             self._release(self._configured_parts)
             return TransitionCallbackReturn.FAILURE
         return TransitionCallbackReturn.SUCCESS
@@ -147,7 +147,7 @@ class PolicyNode(LifecycleNode):
 
     def _configure(self) -> None:
         """Everything that can be refused is refused here: the node then stays unconfigured."""
-        parameters = self._parameters = self._declared.read()
+        parameters = self._settings = self._declared.read()
         if not parameters.bundle:
             raise ParameterError(
                 "parameter 'bundle' is empty; expected the folder of a bundle, made by "
@@ -199,7 +199,7 @@ class PolicyNode(LifecycleNode):
         return time.monotonic() - started
 
     def _start(self) -> None:
-        parameters, embodiment = self._parameters, self._policy.embodiment
+        parameters, embodiment = self._settings, self._policy.embodiment
         limits = Tolerances(
             parameters.camera_skew_s, parameters.observation_max_age_s, parameters.joint_skew_s
         )
@@ -298,7 +298,7 @@ class PolicyNode(LifecycleNode):
 
     def _publish_frame(self, stamped: StampedPlan, frames: np.ndarray) -> None:
         """On the painting thread."""
-        rows = self._parameters.predicted_frame_rows
+        rows = self._settings.predicted_frame_rows
         ahead_ns = round(rows / self._policy.contract.fps * 1e9)
         stamp = time_message(stamped.stamp_ns + ahead_ns)
         self._frames.publish(image_message(frames[rows - 1], stamp, "cosmos3_canvas"))
@@ -315,10 +315,10 @@ class PolicyNode(LifecycleNode):
         now_ns = self._now_ns()
         message = PolicyStatus()
         message.header.stamp = time_message(now_ns)
-        max_age_s = self._parameters.observation_max_age_s
+        max_age_s = self._settings.observation_max_age_s
         message.state, message.reason = policy_state(status, now_ns, max_age_s)
         self._state = message.state
-        message.backend = self._parameters.backend
+        message.backend = self._settings.backend
         message.bundle, message.bundle_sha256 = manifest.name, self._bundle.sha256
         message.instruction = status.instruction
         message.plan_latency_last = float(latency[-1])

@@ -9,13 +9,13 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 from rosbags.interfaces import (
     Connection,
@@ -35,7 +35,7 @@ from cosmos3_ros.resources import resource
 METADATA = "metadata.yaml"
 SUFFIXES = (".mcap", ".db3")
 # Version of rosbag2's metadata that ROS 2 Jazzy writes.
-BAG_VERSION = 9
+BAG_VERSION: Literal[9] = 9
 
 
 class BagError(ValueError):
@@ -57,8 +57,8 @@ class Message:
             return typestore().deserialize_cdr(self.raw, self.type)
         except Exception as error:
             raise BagError(
-                f"topic '{self.topic}': {len(self.raw)} bytes are not a {self.type} as this version "
-                f"knows it ({error}); record it again, or use the version that wrote it"
+                f"topic '{self.topic}': {len(self.raw)} bytes are not a {self.type} as it is known "
+                f"here ({error}); record it again, or use the version that wrote it"
             ) from error
 
 
@@ -68,6 +68,7 @@ class Topic:
 
     type: str
     count: int
+    transient_local: bool
 
 
 @cache
@@ -79,8 +80,13 @@ def typestore() -> Typestore:
     return store
 
 
+def message_class(name: str) -> Any:
+    """The Python type of a message such as ``sensor_msgs/msg/Image``; takes its fields in order."""
+    return typestore().types[name]
+
+
 def encode(message: Any) -> bytes:
-    """CDR bytes of a message made of ``typestore().types``."""
+    """CDR bytes of a message made of a ``message_class``."""
     return bytes(typestore().serialize_cdr(message, message.__msgtype__))
 
 
@@ -92,8 +98,13 @@ class Bag:
         self._reader = reader
         self.topics: dict[str, Topic] = {}
         for connection in reader.connections:
-            known = self.topics.get(connection.topic, Topic(connection.msgtype, 0))
-            self.topics[connection.topic] = Topic(known.type, known.count + connection.msgcount)
+            # A topic has a connection for each of its publishers.
+            known = self.topics.get(connection.topic, Topic(connection.msgtype, 0, False))
+            self.topics[connection.topic] = Topic(
+                known.type,
+                known.count + connection.msgcount,
+                known.transient_local or _is_transient_local(connection),
+            )
 
     @property
     def start_ns(self) -> int:
@@ -106,7 +117,7 @@ class Bag:
         return self._reader.end_time - 1
 
     def named(self, name: str) -> list[str]:
-        """Topics that are ``name``, in whatever namespace: ``joint_states``, ``/left/joint_states``."""
+        """Topics that are ``name`` in any namespace: ``/joint_states``, ``/left/joint_states``."""
         return sorted(t for t in self.topics if t.strip("/") == name or t.endswith(f"/{name}"))
 
     def messages(self, topics: Collection[str]) -> Iterator[Message]:
@@ -150,30 +161,44 @@ class BagWriter:
     beside it, which goes away when the writing fails. Not thread-safe.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Raises BagError for a name that is not ``*.mcap``, OSError where nothing can be written."""
+    def __init__(
+        self, path: Path, topics: Mapping[str, str], transient_local: Collection[str] = ()
+    ) -> None:
+        """``topics``: message types by topic. A player that honours QoS offers all of them
+        reliable, those in ``transient_local`` so.
+
+        Raises BagError for a name that is not ``*.mcap`` and for unknown types, OSError where
+        nothing can be written.
+        """
         if path.suffix != ".mcap":
             raise BagError(f"'{path}' is no name for a bag that is written; expected a *.mcap file")
+        unknown = [kind for kind in topics.values() if kind not in typestore().types]
+        if unknown:
+            raise BagError(
+                f"bag '{path}' cannot hold {', '.join(unknown)}; expected types of ROS 2 Jazzy's "
+                "common interfaces, or this package's"
+            )
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
-        self.counts: dict[str, int] = {}
+        self.counts = dict.fromkeys(topics, 0)
         self._folder = Path(tempfile.mkdtemp(prefix=f".{path.stem}-", dir=path.parent))
         # rosbags writes a folder NAME with NAME.mcap in it, and notes that file's name inside it.
         self._writer = Writer(
             self._folder / path.stem, version=BAG_VERSION, storage_plugin=StoragePlugin.MCAP
         )
         self._writer.open()
-        self._connections: dict[str, Connection] = {}
-
-    def add_topic(self, topic: str, msgtype: str, *, transient_local: bool = False) -> None:
-        """Add a topic. A player that honours QoS offers it reliable, and ``transient_local``."""
-        self._connections[topic] = self._writer.add_connection(
-            topic, msgtype, typestore=typestore(), offered_qos_profiles=[_qos(transient_local)]
-        )
-        self.counts[topic] = 0
+        self._connections = {
+            topic: self._writer.add_connection(
+                topic,
+                kind,
+                typestore=typestore(),
+                offered_qos_profiles=[_qos(topic in transient_local)],
+            )
+            for topic, kind in topics.items()
+        }
 
     def write(self, topic: str, log_ns: int, raw: bytes) -> None:
-        """Write CDR bytes to a topic that was added."""
+        """Write CDR bytes to one of the topics."""
         self._writer.write(self._connections[topic], log_ns, raw)
         self.counts[topic] += 1
 
@@ -223,6 +248,11 @@ def _unreadable(path: Path, error: Exception) -> BagError:
         f"bag '{path}' cannot be read: {str(error) or type(error).__name__}; it is damaged or was "
         "cut short: record it again, or try 'mcap recover'"
     )
+
+
+def _is_transient_local(connection: Connection) -> bool:
+    profiles = getattr(connection.ext, "offered_qos_profiles", ())
+    return any(qos.durability is QosDurability.TRANSIENT_LOCAL for qos in profiles)
 
 
 def _qos(transient_local: bool) -> Qos:

@@ -6,16 +6,17 @@ import argparse
 import csv
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 from tqdm import tqdm
 
 from cosmos3_ros.policy.embodiment import Embodiment, load_embodiment
-from cosmos3_ros.replay.bags import BagWriter, encode, typestore
+from cosmos3_ros.replay.bags import BagWriter, encode, message_class
 from cosmos3_ros.replay.episode import Episode, LeRobotError, load_dataset, load_episode
 
 # Time of the first frame [ns]. Not zero: a ROS clock at zero is one that has not started.
@@ -32,6 +33,7 @@ GRIPPER_COLUMNS = ("observation.state.gripper_position",)
 ACTION_COLUMNS = ("action.joint_position", "action.joint_positions", "action")
 ACTION_GRIPPER_COLUMNS = ("action.gripper_position",)
 NO_COLUMN = "none"
+JOINT_STATE = "sensor_msgs/msg/JointState"
 
 # DROID's camera keys, and the names its embodiments give these cameras.
 DROID_CAMERAS = {
@@ -93,8 +95,9 @@ def main(args: argparse.Namespace) -> int:
             "here or to 'cosmos3 replay'",
             file=sys.stderr,
         )
-    with BagWriter(args.out) as writer:
-        write_episode(writer, episode, cameras, measured, recorded, instructions, jpeg=args.jpeg)
+    write_episode(
+        args.out, episode, cameras, measured, recorded, instructions, jpeg=args.jpeg
+    )
     print(
         f"{args.out}: episode {episode.index}, {len(episode.rows)} frames in "
         f"{episode.times_s[-1] - episode.times_s[0]:.1f} s, cameras {', '.join(cameras.values())}, "
@@ -131,7 +134,7 @@ def choose_cameras(episode: Episode, selection: list[str] | None) -> dict[str, s
         chosen[key] = name or camera_name(key)
     if len(set(chosen.values())) < len(selection):
         raise LeRobotError(
-            f"--camera {' '.join(selection)} takes a camera or a name twice; expected different ones"
+            f"--camera {' '.join(selection)} has a camera or a name twice; expected different ones"
         )
     return chosen
 
@@ -143,7 +146,7 @@ def camera_name(key: str) -> str:
 
 
 def write_episode(
-    writer: BagWriter,
+    out: Path,
     episode: Episode,
     cameras: Mapping[str, str],
     measured: Motion,
@@ -152,38 +155,39 @@ def write_episode(
     *,
     jpeg: bool = False,
 ) -> None:
-    """Write an episode's messages, log time and stamps from ``START_NS`` on."""
-    image_type = f"sensor_msgs/msg/{'CompressedImage' if jpeg else 'Image'}"
-    topics = {
-        key: f"/camera/{name}/image{'/compressed' if jpeg else ''}" for key, name in cameras.items()
-    }
-    for topic in topics.values():
-        writer.add_topic(topic, image_type)
-    writer.add_topic("/joint_states", "sensor_msgs/msg/JointState")
+    """Write an episode's messages to ``out``, log times and stamps from ``START_NS`` on.
+
+    ``cameras`` maps the data set's camera keys to topic names, ``instructions`` holds one a frame.
+    """
+    kind, ending = ("CompressedImage", "/compressed") if jpeg else ("Image", "")
+    image_topics = {key: f"/camera/{name}/image{ending}" for key, name in cameras.items()}
+    topics = dict.fromkeys(image_topics.values(), f"sensor_msgs/msg/{kind}")
+    topics["/joint_states"] = JOINT_STATE
     if recorded is not None:
-        writer.add_topic("/recorded_action", "sensor_msgs/msg/JointState")
+        topics["/recorded_action"] = JOINT_STATE
     if any(instructions):
-        writer.add_topic("/instruction", "std_msgs/msg/String", transient_local=True)
+        topics["/instruction"] = "std_msgs/msg/String"
+    make_image = _compressed if jpeg else _image
 
     stamps = START_NS + np.rint(episode.times_s * 1e9).astype(np.int64)
-    pictures: Iterator[tuple[np.ndarray, ...]] = zip(
-        *(episode.frames(key) for key in cameras), strict=True
-    )
+    pictures = zip(*(episode.frames(key) for key in cameras), strict=True)
     spoken = ""
-    for row, frames in enumerate(tqdm(pictures, total=len(stamps), unit="frame", disable=None)):
-        stamp = int(stamps[row])
-        if instructions[row] != spoken:
-            spoken = instructions[row]
-            writer.write("/instruction", stamp, _string(spoken))
-        writer.write("/joint_states", stamp, _joint_state(measured, row, stamp))
-        if recorded is not None:
-            writer.write("/recorded_action", stamp, _joint_state(recorded, row, stamp))
-        for (key, topic), frame in zip(topics.items(), frames, strict=True):
-            make = _compressed if jpeg else _image
-            writer.write(topic, stamp, make(frame, stamp, cameras[key]))
+    with BagWriter(out, topics, {"/instruction"}) as writer:
+        for row, frames in enumerate(tqdm(pictures, total=len(stamps), unit="frame", disable=None)):
+            stamp = int(stamps[row])
+            if instructions[row] != spoken:
+                spoken = instructions[row]
+                writer.write("/instruction", stamp, _string(spoken))
+            writer.write("/joint_states", stamp, _joint_state(measured, row, stamp))
+            if recorded is not None:
+                writer.write("/recorded_action", stamp, _joint_state(recorded, row, stamp))
+            for (key, topic), frame in zip(image_topics.items(), frames, strict=True):
+                writer.write(topic, stamp, make_image(frame, stamp, cameras[key]))
 
 
-def read_joints_csv(path: Path, episode: Episode, joints: int, gripper: bool) -> dict[str, np.ndarray]:
+def read_joints_csv(
+    path: Path, episode: Episode, joints: int, gripper: bool
+) -> dict[str, np.ndarray]:
     """Columns of a joints file, each [n] in float64, one row a frame of the episode.
 
     Raises LeRobotError for other columns, another number of rows, other times, or no numbers.
@@ -264,10 +268,11 @@ def _motion(
         values = np.hstack([values, episode.numbers(gripper_column)])
     names = arm if gripper is None else (*arm, gripper.joint)
     if values.shape[1] != len(names):
+        found = episode.numbers(column).shape[1]
         raise LeRobotError(
-            f"column '{column}' of episode {episode.index} holds {episode.numbers(column).shape[1]} "
-            f"number(s) a row; expected {len(arm)}, the joints {', '.join(arm)}"
-            f"{', and a gripper' if gripper else ''}; {advice}"
+            f"column '{column}' of episode {episode.index} holds {found} "
+            f"{'number' if found == 1 else 'numbers'} a row; expected {len(arm)}, the joints "
+            f"{', '.join(arm)}{', and a gripper' if gripper else ''}; {advice}"
         )
     if gripper is not None:
         values = np.column_stack([values[:, :-1], gripper_positions(embodiment, values[:, -1])])
@@ -316,26 +321,26 @@ def _number(text: str | None) -> float:
         return float("nan")
 
 
-def _header(stamp_ns: int, frame_id: str) -> object:
-    types = typestore().types
-    stamp = types["builtin_interfaces/msg/Time"](*divmod(stamp_ns, 1_000_000_000))
-    return types["std_msgs/msg/Header"](stamp, frame_id)
+def _header(stamp_ns: int, frame_id: str) -> Any:
+    stamp = message_class("builtin_interfaces/msg/Time")(*divmod(stamp_ns, 1_000_000_000))
+    return message_class("std_msgs/msg/Header")(stamp, frame_id)
 
 
 def _string(text: str) -> bytes:
-    return encode(typestore().types["std_msgs/msg/String"](text))
+    return encode(message_class("std_msgs/msg/String")(text))
 
 
 def _joint_state(motion: Motion, row: int, stamp_ns: int) -> bytes:
     nothing = np.zeros(0)
-    make = typestore().types["sensor_msgs/msg/JointState"]
-    header = _header(stamp_ns, "")
-    return encode(make(header, list(motion.names), motion.positions[row], nothing, nothing))
+    header, names = _header(stamp_ns, ""), list(motion.names)
+    return encode(
+        message_class(JOINT_STATE)(header, names, motion.positions[row], nothing, nothing)
+    )
 
 
 def _image(rgb: np.ndarray, stamp_ns: int, camera: str) -> bytes:
     height, width = rgb.shape[:2]
-    make = typestore().types["sensor_msgs/msg/Image"]
+    make = message_class("sensor_msgs/msg/Image")
     header = _header(stamp_ns, camera)
     return encode(make(header, height, width, "rgb8", 0, width * 3, rgb.reshape(-1)))
 
@@ -343,6 +348,5 @@ def _image(rgb: np.ndarray, stamp_ns: int, camera: str) -> bytes:
 def _compressed(rgb: np.ndarray, stamp_ns: int, camera: str) -> bytes:
     bgr = cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR)
     _, data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-    make = typestore().types["sensor_msgs/msg/CompressedImage"]
-    header = _header(stamp_ns, camera)
-    return encode(make(header, "rgb8; jpeg compressed bgr8", data.reshape(-1)))
+    make = message_class("sensor_msgs/msg/CompressedImage")
+    return encode(make(_header(stamp_ns, camera), "rgb8; jpeg compressed bgr8", data.reshape(-1)))

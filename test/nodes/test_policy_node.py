@@ -1,0 +1,476 @@
+"""The policy node over real topics: plans flow, and bad input is refused, counted and survived."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from bundles import Exported
+from builtin_interfaces.msg import Time
+from rclpy.context import Context
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.lifecycle import TransitionCallbackReturn
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import CompressedImage, Image, JointState
+from std_msgs.msg import Float64, String
+
+from cosmos3_ros.msg import ActionChunk, PolicyStatus
+from cosmos3_ros.nodes.images import image_message
+from cosmos3_ros.nodes.parameters import qos_profile
+from cosmos3_ros.nodes.policy_node import PolicyNode
+
+JOINTS = [*(f"panda_joint{i}" for i in range(1, 8)), "panda_finger_joint1"]
+HOME = [0.0, 0.3, 0.0, -2.3, 0.0, 2.6, 0.8, 0.04]
+LATCHED = qos_profile("reliable", 1, transient_local=True)
+
+
+def picture(brightness: int = 90, size: tuple[int, int] = (96, 128)) -> np.ndarray:
+    image = np.full((*size, 3), brightness, np.uint8)
+    image[size[0] // 4 : size[0] // 2, size[1] // 4 : size[1] // 2] = (200, 20, 20)
+    return image
+
+
+@dataclass
+class World:
+    """A policy node, and a peer that plays the robot and hears what the node says."""
+
+    context: Context
+    executor: SingleThreadedExecutor
+    policy: PolicyNode
+    peer: Node
+    chunks: list[ActionChunk] = field(default_factory=list)
+    frames: list[Image] = field(default_factory=list)
+    statuses: list[PolicyStatus] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        peer = self.peer
+        self.images = peer.create_publisher(Image, "camera/exterior/image", 5)
+        self.compressed = peer.create_publisher(
+            CompressedImage, "camera/exterior/image/compressed", 5
+        )
+        self.joints = peer.create_publisher(JointState, "joint_states", 10)
+        self.gripper = peer.create_publisher(Float64, "gripper_state", 10)
+        self.instructions = peer.create_publisher(String, "instruction", LATCHED)
+        self.clock = peer.create_publisher(Clock, "/clock", 10)
+        peer.create_subscription(ActionChunk, "action_chunk", self.chunks.append, 10)
+        peer.create_subscription(Image, "predicted_frame", self.frames.append, 10)
+        peer.create_subscription(PolicyStatus, "status", self.statuses.append, LATCHED)
+
+    def activate(self) -> None:
+        assert self.policy.trigger_configure() == TransitionCallbackReturn.SUCCESS
+        assert self.policy.trigger_activate() == TransitionCallbackReturn.SUCCESS
+        self.until(lambda: self.images.get_subscription_count() > 0, "the node listens")
+
+    def instruct(self, text: str) -> None:
+        self.instructions.publish(String(data=text))
+
+    def send(
+        self,
+        image: Image | None = None,
+        positions: list[float] | None = None,
+        names: list[str] | None = None,
+        age_s: float = 0.0,
+    ) -> Time:
+        """One observation, stamped ``age_s`` ago; returns its stamp."""
+        ns = self.peer.get_clock().now().nanoseconds - int(age_s * 1e9)
+        stamp = Time(sec=ns // 10**9, nanosec=ns % 10**9)
+        state = JointState(name=names or JOINTS, position=positions or HOME)
+        state.header.stamp = stamp
+        self.joints.publish(state)
+        image = image or image_message(picture(), stamp, "camera")
+        image.header.stamp = stamp
+        self.images.publish(image)
+        return stamp
+
+    def until(self, done: Callable[[], bool], what: str, timeout_s: float = 20.0) -> None:
+        end = time.monotonic() + timeout_s
+        while not done():
+            assert time.monotonic() < end, f"waited {timeout_s} s until {what}"
+            time.sleep(0.01)
+
+    def send_until(
+        self, done: Callable[[], bool], what: str, send: Callable[[], Any] | None = None
+    ) -> None:
+        """Send observations at about 15 Hz until something has happened."""
+        end = time.monotonic() + 20.0
+        while not done():
+            assert time.monotonic() < end, f"sent 20 s of observations until {what}"
+            (send or self.send)()
+            time.sleep(0.06)
+
+    def rejected(self, reason: str) -> int:
+        for status in reversed(self.statuses):
+            counts = zip(
+                status.rejected_observation_reasons,
+                status.rejected_observation_counts,
+                strict=True,
+            )
+            return dict(counts).get(reason, 0)
+        return 0
+
+
+@pytest.fixture
+def make_world(ros_domain_id: int, tiny: Exported) -> Iterator[Callable[..., World]]:
+    context = Context()
+    context.init(domain_id=ros_domain_id)
+    executor = SingleThreadedExecutor(context=context)
+    nodes: list[Node] = []
+    thread = threading.Thread(target=executor.spin, daemon=True)
+
+    def make(**parameters: Any) -> World:
+        values = {"bundle": str(tiny.bundle.path), "seed": 1} | parameters
+        overrides = [Parameter(name, value=value) for name, value in values.items()]
+        policy = PolicyNode(context=context, parameter_overrides=overrides)
+        peer = Node("peer", context=context)
+        nodes.extend([policy, peer])
+        for node in (policy, peer):
+            executor.add_node(node)
+        thread.start()
+        return World(context, executor, policy, peer)
+
+    yield make
+    if nodes:
+        nodes[0].trigger_shutdown()
+    executor.shutdown()
+    thread.join(5)
+    for node in nodes:
+        node.destroy_node()
+    context.try_shutdown()
+
+
+def test_an_observation_becomes_a_chunk_with_its_stamp(make_world: Callable[..., World]) -> None:
+    world = make_world()
+    world.activate()
+    world.instruct("touch the red cube")
+    world.send_until(lambda: len(world.chunks) >= 3, "three chunks came")
+    first, second = world.chunks[:2]
+    assert (first.plan_id, second.plan_id) == (1, 2)
+    assert first.embodiment == "sim_panda"
+    assert first.instruction == "touch the red cube"
+    assert first.header.frame_id == "panda_link0"
+    assert (first.rows, first.width, first.rate_hz) == (16, 8, 15.0)
+    assert first.channel_names == [*(f"joint_{i}" for i in range(1, 8)), "gripper"]
+    assert first.channel_units == ["rad"] * 7 + ["1"]
+    assert len(first.data) == 16 * 8 and np.isfinite(first.data).all()
+    assert 0 < first.plan_latency < 5
+    age = world.peer.get_clock().now().nanoseconds / 1e9 - first.header.stamp.sec
+    assert 0 <= age < 30
+
+
+def test_a_chunk_carries_the_stamp_of_the_picture_it_was_planned_from(
+    make_world: Callable[..., World],
+) -> None:
+    world = make_world()
+    world.activate()
+    world.instruct("touch the red cube")
+    stamps: list[tuple[int, int]] = []
+
+    def send() -> None:
+        stamp = world.send()
+        stamps.append((stamp.sec, stamp.nanosec))
+
+    world.send_until(lambda: len(world.chunks) >= 3, "three chunks came", send)
+    for chunk in world.chunks:
+        assert (chunk.header.stamp.sec, chunk.header.stamp.nanosec) in stamps
+
+
+def test_predicted_frames_are_stamped_with_the_time_they_predict(
+    make_world: Callable[..., World],
+) -> None:
+    world = make_world(predicted_frame_rate_hz=20.0, predicted_frame_rows=3)
+    world.activate()
+    world.instruct("touch the red cube")
+    world.send_until(lambda: len(world.frames) >= 2, "two predicted frames came")
+    chunks = {c.header.stamp.sec * 10**9 + c.header.stamp.nanosec for c in world.chunks}
+    for frame in world.frames:
+        stamp = frame.header.stamp.sec * 10**9 + frame.header.stamp.nanosec
+        assert stamp - round(3 / 15 * 1e9) in chunks
+        assert (frame.width, frame.height, frame.encoding) == (128, 96, "rgb8")
+    assert np.frombuffer(world.frames[0].data, np.uint8).std() > 1
+
+
+def test_predicted_frames_can_be_turned_off(make_world: Callable[..., World]) -> None:
+    world = make_world(predicted_frame_rate_hz=0.0)
+    world.activate()
+    world.instruct("touch the red cube")
+    world.send_until(lambda: len(world.chunks) >= 3, "three chunks came")
+    assert not world.frames
+
+
+def test_status_says_what_runs_and_how_fast(
+    make_world: Callable[..., World], tiny: Exported
+) -> None:
+    world = make_world()
+    world.activate()
+    world.instruct("touch the red cube")
+    world.send_until(
+        lambda: bool(world.statuses) and world.statuses[-1].state == PolicyStatus.STATE_PLANNING,
+        "the node says that it plans",
+    )
+    status = world.statuses[-1]
+    assert (status.backend, status.bundle) == ("onnxruntime", "tiny")
+    assert status.bundle_sha256 == tiny.bundle.sha256
+    assert status.instruction == "touch the red cube"
+    assert status.reason == ""
+    assert status.plans >= 1 and status.observations >= status.plans
+    assert 0 < status.plan_latency_p50 <= status.plan_latency_p99 < 5
+    assert 0 <= status.observation_age < 2
+
+
+def test_without_an_instruction_nothing_is_planned(make_world: Callable[..., World]) -> None:
+    world = make_world()
+    world.activate()
+    world.send_until(lambda: bool(world.statuses), "a status came")
+    assert world.statuses[-1].state == PolicyStatus.STATE_WAITING_FOR_INSTRUCTION
+    assert "no instruction" in world.statuses[-1].reason
+    assert not world.chunks
+
+
+def test_an_instruction_sent_before_activation_is_heard(make_world: Callable[..., World]) -> None:
+    world = make_world()
+    world.instruct("touch the blue cube")
+    world.activate()
+    world.send_until(lambda: bool(world.chunks), "a chunk came")
+    assert world.chunks[0].instruction == "touch the blue cube"
+
+
+def test_a_new_instruction_takes_effect_in_flight(make_world: Callable[..., World]) -> None:
+    world = make_world()
+    world.activate()
+    world.instruct("touch the red cube")
+    world.send_until(lambda: bool(world.chunks), "a chunk came")
+    world.instruct("touch the green cube")
+    world.send_until(
+        lambda: world.chunks[-1].instruction == "touch the green cube", "the other instruction"
+    )
+
+
+@pytest.mark.parametrize("text", ["", "   ", "x" * 700])
+def test_an_instruction_that_cannot_be_followed_ends_planning_and_is_counted(
+    text: str, make_world: Callable[..., World]
+) -> None:
+    world = make_world()
+    world.activate()
+    world.instruct("touch the red cube")
+    world.send_until(lambda: bool(world.chunks), "a chunk came")
+    world.instruct(text)
+    world.send_until(lambda: world.rejected("instruction") == 1, "the instruction was refused")
+    assert world.statuses[-1].state == PolicyStatus.STATE_WAITING_FOR_INSTRUCTION
+    assert "instruction" in world.statuses[-1].reason
+    planned = len(world.chunks)
+    for _ in range(5):
+        world.send()
+        time.sleep(0.05)
+    assert len(world.chunks) == planned
+    world.instruct("touch the green cube")
+    world.send_until(lambda: len(world.chunks) > planned, "planning went on")
+
+
+def test_compressed_pictures_are_taken_where_that_is_asked(
+    make_world: Callable[..., World],
+) -> None:
+    world = make_world(image_transport="compressed")
+    assert world.policy.trigger_configure() == TransitionCallbackReturn.SUCCESS
+    assert world.policy.trigger_activate() == TransitionCallbackReturn.SUCCESS
+    world.instruct("touch the red cube")
+    data = cv2.imencode(".jpg", picture()[:, :, ::-1])[1].tobytes()
+
+    def send() -> None:
+        message = CompressedImage(format="jpeg", data=data)
+        message.header.stamp = world.send()
+        world.compressed.publish(message)
+
+    world.send_until(lambda: bool(world.chunks), "a chunk came", send)
+
+
+def test_the_gripper_can_come_from_its_own_topic(make_world: Callable[..., World]) -> None:
+    world = make_world(gripper_source="topic")
+    world.activate()
+    world.instruct("touch the red cube")
+
+    def send() -> None:
+        world.gripper.publish(Float64(data=0.5))
+        world.send(names=JOINTS[:7], positions=HOME[:7])
+
+    world.send_until(lambda: bool(world.chunks), "a chunk came", send)
+
+
+def test_the_robot_may_name_its_joints_otherwise(make_world: Callable[..., World]) -> None:
+    names = [f"fr3_joint{i}" for i in range(1, 8)]
+    world = make_world(joint_names=names)
+    world.activate()
+    world.instruct("touch the red cube")
+    send = lambda: world.send(names=[*names, JOINTS[7]])  # noqa: E731
+    world.send_until(lambda: bool(world.chunks), "a chunk came", send)
+
+
+@pytest.mark.parametrize(
+    ("reason", "bad"),
+    [
+        ("camera_stale", {"age_s": 2.0}),
+        ("camera_future", {"age_s": -5.0}),
+        ("joints_missing", {"names": ["a", *JOINTS[1:]]}),
+        ("joints_not_finite", {"positions": [math.nan, *HOME[1:]]}),
+        ("camera_encoding", {"image": Image(height=2, width=2, step=4, encoding="yuv422")}),
+        ("camera_malformed", {"image": Image(height=2, width=2, step=6, encoding="rgb8")}),
+        ("camera_size", {"image": image_message(picture(size=(96, 96)), Time(), "camera")}),
+    ],
+)
+def test_a_bad_observation_is_refused_and_counted_and_the_next_good_one_planned(
+    reason: str, bad: dict[str, Any], make_world: Callable[..., World]
+) -> None:
+    world = make_world()
+    world.activate()
+    world.instruct("touch the red cube")
+    world.send_until(
+        lambda: world.rejected(reason) > 0, f"{reason} was counted", lambda: world.send(**bad)
+    )
+    assert not world.chunks
+    assert world.statuses[-1].state == PolicyStatus.STATE_WAITING_FOR_OBSERVATION
+    assert world.statuses[-1].reason
+    world.send_until(lambda: bool(world.chunks), "a good observation was planned")
+
+
+def test_cameras_that_stop_are_said_in_the_status(make_world: Callable[..., World]) -> None:
+    world = make_world()
+    world.activate()
+    world.instruct("touch the red cube")
+    world.send_until(
+        lambda: bool(world.statuses) and world.statuses[-1].state == PolicyStatus.STATE_PLANNING,
+        "the node plans",
+    )
+    world.until(
+        lambda: world.statuses[-1].state == PolicyStatus.STATE_WAITING_FOR_OBSERVATION,
+        "the node says that it waits",
+    )
+    assert "have the cameras stopped" in world.statuses[-1].reason
+
+
+def test_the_plan_rate_is_held(make_world: Callable[..., World]) -> None:
+    world = make_world(plan_rate_hz=2.0)
+    world.activate()
+    world.instruct("touch the red cube")
+    world.send_until(lambda: bool(world.chunks), "a chunk came")
+    start, before = time.monotonic(), len(world.chunks)
+    world.send_until(lambda: time.monotonic() - start > 2.0, "two seconds went by")
+    assert 2 <= len(world.chunks) - before <= 5
+
+
+def test_a_clock_that_jumps_back_drops_what_was_seen_before(
+    make_world: Callable[..., World],
+) -> None:
+    world = make_world(use_sim_time=True)
+    world.activate()
+    world.instruct("touch the red cube")
+
+    def send_at(second: float) -> None:
+        ns = int(second * 1e9)
+        stamp = Time(sec=ns // 10**9, nanosec=ns % 10**9)
+        world.clock.publish(Clock(clock=stamp))
+        time.sleep(0.02)
+        state = JointState(name=JOINTS, position=HOME)
+        state.header.stamp = stamp
+        world.joints.publish(state)
+        world.images.publish(image_message(picture(), stamp, "camera"))
+
+    now = iter(np.arange(100.0, 200.0, 0.07))
+    world.send_until(lambda: bool(world.chunks), "a chunk came", lambda: send_at(next(now)))
+    assert world.chunks[0].header.stamp.sec >= 100
+    planned = len(world.chunks)
+    again = iter(np.arange(5.0, 100.0, 0.07))
+    world.send_until(
+        lambda: len(world.chunks) > planned + 1, "plans after the jump", lambda: send_at(next(again))
+    )
+    assert world.chunks[-1].header.stamp.sec < 100
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"bundle": ""},
+        {"bundle": "nowhere"},
+        {"backend": "abacus"},
+        {"embodiment": "octopus"},
+        {"embodiment": "droid_joint_pos"},
+        {"joint_names": ["one", "two"]},
+        {"image_transport": "pigeon"},
+        {"camera_skew_s": -1.0},
+        {"predicted_frame_rows": 5},
+        {"threads": "many"},
+    ],
+    ids=lambda parameters: "-".join(f"{k}={v}" for k, v in parameters.items()),
+)
+def test_a_parameter_the_node_cannot_work_with_leaves_it_unconfigured(
+    parameters: dict[str, Any], make_world: Callable[..., World], capfd: pytest.CaptureFixture[str]
+) -> None:
+    world = make_world(**parameters)
+    assert world.policy.trigger_configure() == TransitionCallbackReturn.FAILURE
+    assert "not configured: " in capfd.readouterr().err
+
+
+def test_a_bundle_with_a_changed_byte_leaves_the_node_unconfigured(
+    make_world: Callable[..., World],
+    tiny: Exported,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    bundle = Path(shutil.copytree(tiny.bundle.path, tmp_path / "bundle"))
+    data = bytearray((bundle / "denoise.onnx").read_bytes())
+    data[1000] ^= 1
+    (bundle / "denoise.onnx").write_bytes(data)
+    world = make_world(bundle=str(bundle))
+    assert world.policy.trigger_configure() == TransitionCallbackReturn.FAILURE
+    assert "denoise.onnx has SHA-256" in capfd.readouterr().err
+
+
+def test_transitions_may_be_driven_back_to_back(make_world: Callable[..., World]) -> None:
+    world = make_world()
+    for _ in range(10):
+        assert world.policy.trigger_configure() == TransitionCallbackReturn.SUCCESS
+        assert world.policy.trigger_activate() == TransitionCallbackReturn.SUCCESS
+        assert world.policy.trigger_deactivate() == TransitionCallbackReturn.SUCCESS
+        assert world.policy.trigger_cleanup() == TransitionCallbackReturn.SUCCESS
+    world.activate()
+    world.instruct("touch the red cube")
+    world.send_until(lambda: bool(world.chunks), "a chunk came")
+
+
+def test_a_deactivated_node_says_nothing(make_world: Callable[..., World]) -> None:
+    world = make_world()
+    world.activate()
+    world.instruct("touch the red cube")
+    world.send_until(lambda: bool(world.chunks), "a chunk came")
+    assert world.policy.trigger_deactivate() == TransitionCallbackReturn.SUCCESS
+    time.sleep(0.3)
+    planned = len(world.chunks)
+    for _ in range(5):
+        world.send()
+        time.sleep(0.05)
+    assert len(world.chunks) == planned
+
+
+def test_an_engine_that_fails_is_a_fault_and_the_node_lives(
+    make_world: Callable[..., World],
+) -> None:
+    world = make_world()
+    world.activate()
+    world.instruct("touch the red cube")
+    world.send_until(lambda: bool(world.chunks), "a chunk came")
+    # Take a graph out from under the running planner: its next plan meets a broken engine.
+    del world.policy._policy._sessions["image"]
+    world.send_until(
+        lambda: world.statuses[-1].state == PolicyStatus.STATE_FAULT, "the node says fault"
+    )
+    assert "KeyError" in world.statuses[-1].reason
+    assert world.policy.trigger_deactivate() == TransitionCallbackReturn.SUCCESS

@@ -1,0 +1,272 @@
+"""The simulated world, without ROS."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from cosmos3_ros.policy.embodiment import load_embodiment
+from cosmos3_ros.sim.pace import TOLERATED_LAG_S, Pace
+from cosmos3_ros.sim.world import (
+    CAMERA,
+    CUBES,
+    GRIPPER_JOINT,
+    GRIPPER_OPEN_M,
+    HOME,
+    JOINTS,
+    STEP_RATE_HZ,
+    STEPS_PER_FRAME,
+    World,
+)
+
+CUBE_HALF_EDGE = 0.025
+UP = np.array([0, 0, 1])
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return World()
+
+
+@pytest.fixture(autouse=True)
+def fresh(world: World) -> None:
+    world.reset(0)
+
+
+def command_arm(world: World, joints: np.ndarray) -> None:
+    assert world.command(dict(zip(JOINTS, joints.tolist(), strict=True))) == {}
+
+
+def panda_fingertip(joints: np.ndarray) -> np.ndarray:
+    """Forward kinematics from Franka's published table (Craig's convention), flange and tool."""
+    a = [0, 0, 0, 0.0825, -0.0825, 0, 0.088]
+    d = [0.333, 0, 0.316, 0, 0.384, 0, 0]
+    alpha = np.pi / 2 * np.array([0, -1, 1, 1, -1, 1, 1])
+    pose = np.eye(4)
+    for ai, di, (sa, ca), (st, ct) in zip(
+        a,
+        d,
+        zip(np.sin(alpha), np.cos(alpha), strict=True),
+        zip(np.sin(joints), np.cos(joints), strict=True),
+        strict=True,
+    ):
+        pose = pose @ np.array(
+            [
+                [ct, -st, 0, ai],
+                [st * ca, ct * ca, -sa, -di * sa],
+                [st * sa, ct * sa, ca, di * ca],
+                [0, 0, 0, 1],
+            ]
+        )
+    return (pose @ [0, 0, 0.107 + 0.1034, 1])[:3]
+
+
+def project(world: World, points: np.ndarray) -> np.ndarray:
+    """Points in the base frame [n, 3, m] to pixels [n, 2], x right, y down."""
+    camera = world.model.camera(CAMERA).id
+    seen = (points - world.data.cam_xpos[camera]) @ world.data.cam_xmat[camera].reshape(3, 3)
+    # MuJoCo's cameras look along -z with y up.
+    x, y, depth = seen[:, 0], -seen[:, 1], -seen[:, 2]
+    k = world.intrinsics
+    return np.stack([k.focal * x / depth + k.cx, k.focal * y / depth + k.cy], axis=1)
+
+
+def colour_mask(frame: np.ndarray, cube: int) -> np.ndarray:
+    others = np.delete(frame.astype(int), cube, axis=-1).max(axis=-1)
+    return frame[..., cube].astype(int) > 1.8 * others + 20
+
+
+def test_the_fingertip_is_where_frankas_kinematics_put_it(world: World) -> None:
+    random = np.random.default_rng(1)
+    for _ in range(10):
+        joints = HOME + random.uniform(-0.5, 0.5, 7)
+        world.place_arm(joints)
+        np.testing.assert_allclose(world.fingertip, panda_fingertip(joints), atol=1e-9)
+
+
+def test_the_arm_goes_where_it_is_commanded(world: World) -> None:
+    goal = HOME + np.array([0.4, 0.3, -0.2, 0.3, 0.2, 0.4, -0.5])
+    command_arm(world, goal)
+    assert np.abs(world.positions[:7] - goal).max() > 0.1
+    world.step(2 * STEP_RATE_HZ)
+    np.testing.assert_allclose(world.positions[:7], goal, atol=0.005)
+    np.testing.assert_allclose(world.velocities, 0, atol=0.005)
+
+
+def test_velocities_are_the_slope_of_the_positions(world: World) -> None:
+    command_arm(world, HOME + 0.2)
+    world.command({GRIPPER_JOINT: 0.0})
+    world.step(10)
+    before, velocities = world.positions, world.velocities
+    world.step()
+    slope = (world.positions - before) * STEP_RATE_HZ
+    np.testing.assert_allclose(slope[:7], world.velocities[:7], atol=1e-4)
+    np.testing.assert_allclose(slope[7], velocities[7], atol=1e-9)
+
+
+def test_the_arm_stays_within_its_limits(world: World) -> None:
+    body = load_embodiment("sim_panda")
+    lower, upper = body.lower[:7], body.upper[:7]
+    for limit, away in ((lower, -100.0), (upper, 100.0)):
+        world.place_arm(np.clip(limit, lower + 0.3, upper - 0.3))
+        command_arm(world, np.full(7, away))
+        for _ in range(2 * STEP_RATE_HZ):
+            world.step()
+            # A position controller arrives with some momentum.
+            assert (world.positions[:7] > lower - 0.05).all()
+            assert (world.positions[:7] < upper + 0.05).all()
+        np.testing.assert_allclose(world.positions[:7], limit, atol=0.01)
+
+
+def test_a_partial_command_moves_only_the_joints_it_names(world: World) -> None:
+    before = world.positions
+    world.command({"panda_joint1": before[0] + 0.3, "panda_joint6": before[5] - 0.3})
+    world.step(STEP_RATE_HZ)
+    moved = np.abs(world.positions - before)
+    assert (moved[[0, 5]] > 0.25).all()
+    assert (np.delete(moved, [0, 5]) < 0.01).all()
+
+
+def test_joints_that_do_not_exist_and_positions_that_are_not_finite_are_refused(
+    world: World,
+) -> None:
+    before = world.positions
+    refused = world.command({"panda_joint1": float("nan"), "elbow": 1.0, GRIPPER_JOINT: 0.0})
+    assert refused == {"panda_joint1": "not_finite", "elbow": "unknown"}
+    world.step(STEP_RATE_HZ)
+    np.testing.assert_allclose(world.positions[:7], before[:7], atol=0.005)
+    assert world.positions[7] < 0.001
+
+
+def test_the_gripper_covers_half_of_its_way_in_each_frame(world: World) -> None:
+    assert world.positions[7] == GRIPPER_OPEN_M
+    world.command({GRIPPER_JOINT: -1.0})
+    for share in (0.5, 0.25, 0.125):
+        world.step(STEPS_PER_FRAME)
+        assert world.positions[7] == pytest.approx(share * GRIPPER_OPEN_M)
+
+
+def test_the_fingertip_stops_at_a_cube(world: World) -> None:
+    cube = world.cubes[0]
+    joints = world.inverse_kinematics(cube + 0.10 * UP)
+    world.place_arm(joints)
+    for _ in range(8):
+        joints = world.inverse_kinematics(cube, joints)
+    command_arm(world, joints)
+    world.step(STEP_RATE_HZ)
+    assert world.fingertip[2] > 2 * CUBE_HALF_EDGE
+
+
+def test_distances_are_measured_from_the_fingertip_to_the_cubes_centres(world: World) -> None:
+    for cube, height in enumerate((0.08, 0.12, 0.16)):
+        target = world.cubes[cube] + height * UP
+        joints = world.inverse_kinematics(target)
+        for _ in range(5):
+            joints = world.inverse_kinematics(target, joints)
+        world.place_arm(joints)
+        assert world.cube_distances[cube] == pytest.approx(height, abs=0.005)
+        expected = np.linalg.norm(world.cubes - panda_fingertip(joints), axis=1)
+        np.testing.assert_allclose(world.cube_distances, expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("episode", range(5))
+def test_the_camera_sees_every_cube_where_its_intrinsics_say(world: World, episode: int) -> None:
+    world.reset(4, episode)
+    # Folded back, the arm hides nothing.
+    world.place_arm(np.array([0, -1.5, 0, -2.8, 0, 1.571, 0.785]))
+    frame = world.frame()
+    signs = np.array(list(itertools.product((-1, 1), repeat=3)))
+    for cube, centre in enumerate(world.cubes):
+        x, y = np.rint(project(world, centre[None])[0]).astype(int)
+        mask = colour_mask(frame, cube)
+        assert mask[y, x], f"{CUBES[cube]} at ({x}, {y}) is {frame[y, x]}"
+        # A pixel is filled when its centre is inside the outline, give or take the rasteriser's
+        # fixed point: principal points that are half a pixel off fail here.
+        corners = project(world, centre + CUBE_HALF_EDGE * signs)
+        rows, columns = np.nonzero(mask)
+        inside = np.array([columns.min(), rows.min()]) - corners.min(axis=0)
+        inside = np.append(inside, corners.max(axis=0) - [columns.max(), rows.max()])
+        assert (inside > -0.1).all() and (inside < 1.1).all()
+
+
+def test_a_seed_makes_one_scene_and_one_picture(world: World) -> None:
+    def episode(seed: int, number: int) -> list[np.ndarray]:
+        world.reset(seed, number)
+        start = [world.cubes, world.positions, world.frame()]
+        command_arm(world, HOME)
+        world.step(60)
+        return [*start, world.positions, world.frame()]
+
+    first = episode(8, 3)
+    others = [episode(8, 4), episode(9, 3)]
+    for one, same in zip(first, episode(8, 3), strict=True):
+        np.testing.assert_array_equal(one, same)
+    for other in others:
+        assert not any(np.array_equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+def test_scenes_have_cubes_apart_on_the_table_and_the_fingertip_above(world: World) -> None:
+    for episode in range(50):
+        world.reset(2, episode)
+        x, y, z = world.cubes.T
+        assert (x > 0.36).all() and (x < 0.62).all() and (abs(y) < 0.24).all()
+        assert (z == CUBE_HALF_EDGE).all()
+        apart = [np.linalg.norm(a - b) for a, b in itertools.combinations(world.cubes, 2)]
+        assert min(apart) > 0.11
+        assert 0.12 < world.fingertip[2] < 0.40
+        assert world.cube_distances.min() > 0.08
+        np.testing.assert_array_equal(world.velocities, 0)
+
+
+def test_the_world_is_the_robot_of_its_embodiment(world: World) -> None:
+    body = load_embodiment("sim_panda")
+    assert body.joints == JOINTS
+    np.testing.assert_array_equal(world.model.actuator_ctrlrange[:, 0], body.lower[:7])
+    np.testing.assert_array_equal(world.model.actuator_ctrlrange[:, 1], body.upper[:7])
+    assert body.gripper is not None
+    assert (body.gripper.joint, body.gripper.open, body.gripper.closed) == (
+        GRIPPER_JOINT,
+        GRIPPER_OPEN_M,
+        0.0,
+    )
+    assert body.rate_hz == STEP_RATE_HZ / STEPS_PER_FRAME
+    assert world.model.opt.timestep == pytest.approx(1 / STEP_RATE_HZ, rel=1e-5)
+    (view,) = body.cameras
+    camera = world.intrinsics
+    assert (view.name, view.width, view.height) == (CAMERA, camera.width, camera.height)
+    assert world.frame().shape == (camera.height, camera.width, 3)
+
+
+class ManualClock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_pace_waits_until_simulated_time_is_due() -> None:
+    clock = ManualClock()
+    pace = Pace(2.0, clock)
+    assert pace.wait_s(1.0) == pytest.approx(0.5)
+    clock.now += 0.6
+    assert pace.wait_s(1.0) == pytest.approx(-0.1)
+    assert pace.slips == 0
+
+
+def test_a_pace_gives_up_and_counts_what_it_cannot_catch_up() -> None:
+    clock = ManualClock()
+    pace = Pace(1.0, clock)
+    lag = TOLERATED_LAG_S + 0.75
+    clock.now += 1.0 + lag
+    assert pace.wait_s(1.0) == 0
+    assert (pace.slips, pace.lost_s) == (1, pytest.approx(lag))
+    assert pace.wait_s(1.1) == pytest.approx(0.1)
+
+
+def test_a_pace_of_zero_never_waits() -> None:
+    pace = Pace(0.0, ManualClock())
+    assert pace.wait_s(1000.0) == 0
+    assert pace.slips == 0
