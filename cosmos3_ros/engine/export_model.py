@@ -24,7 +24,6 @@ CHATML = (
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 _END, _PAD, _VISION_START = "<|im_end|>", "<|endoftext|>", "<|vision_start|>"
-_SPECIAL_TOKENS = ("<|im_start|>", _VISION_START, "<|vision_end|>", "<|image_pad|>")
 # diffusers' UniPC as the policy uses it; the shift comes from the recipe.
 FLOW_SCHEDULER: dict[str, Any] = {
     "prediction_type": "flow_prediction",
@@ -100,18 +99,13 @@ def byte_level_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    return _chatml(PreTrainedTokenizerFast(tokenizer_object=tokenizer, **_special_tokens()))
+    return _chatml(
+        tokenizer_object=tokenizer, additional_special_tokens=["<|im_start|>", _VISION_START]
+    )
 
 
-def _special_tokens() -> dict[str, Any]:
-    return {
-        "eos_token": _END,
-        "pad_token": _PAD,
-        "additional_special_tokens": list(_SPECIAL_TOKENS),
-    }
-
-
-def _chatml(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+def _chatml(**arguments: Any) -> PreTrainedTokenizerFast:
+    tokenizer = PreTrainedTokenizerFast(eos_token=_END, pad_token=_PAD, **arguments)
     tokenizer.chat_template = CHATML
     return tokenizer
 
@@ -163,7 +157,7 @@ def _checkpoint_tokenizer(recipe: Recipe, folder: Path) -> PreTrainedTokenizerBa
         )
     if kind == "checkpoint":
         return AutoTokenizer.from_pretrained(place)
-    return _chatml(PreTrainedTokenizerFast(tokenizer_file=str(place), **_special_tokens()))
+    return _chatml(tokenizer_file=str(place))
 
 
 def _scheduler(recipe: Recipe, config: dict[str, Any]) -> UniPCMultistepScheduler:

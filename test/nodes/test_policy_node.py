@@ -67,9 +67,15 @@ class World:
         peer.create_subscription(Image, "predicted_frame", self.frames.append, 10)
         peer.create_subscription(PolicyStatus, "status", self.statuses.append, LATCHED)
 
+    def transition(self, name: str) -> TransitionCallbackReturn:
+        """Drive a transition on the executor's thread, as the lifecycle services do."""
+        future = self.executor.create_task(getattr(self.policy, f"trigger_{name}"))
+        self.until(future.done, f"{name} has ended")
+        return future.result()
+
     def activate(self) -> None:
-        assert self.policy.trigger_configure() == TransitionCallbackReturn.SUCCESS
-        assert self.policy.trigger_activate() == TransitionCallbackReturn.SUCCESS
+        assert self.transition("configure") == TransitionCallbackReturn.SUCCESS
+        assert self.transition("activate") == TransitionCallbackReturn.SUCCESS
         self.until(lambda: self.images.get_subscription_count() > 0, "the node listens")
 
     def instruct(self, text: str) -> None:
@@ -141,7 +147,9 @@ def make_world(ros_domain_id: int, tiny: Exported) -> Iterator[Callable[..., Wor
 
     yield make
     if nodes:
-        nodes[0].trigger_shutdown()
+        ended = executor.create_task(nodes[0].trigger_shutdown)
+        while not ended.done():
+            time.sleep(0.01)
     executor.shutdown()
     thread.join(5)
     for node in nodes:
@@ -281,8 +289,8 @@ def test_compressed_pictures_are_taken_where_that_is_asked(
     make_world: Callable[..., World],
 ) -> None:
     world = make_world(image_transport="compressed")
-    assert world.policy.trigger_configure() == TransitionCallbackReturn.SUCCESS
-    assert world.policy.trigger_activate() == TransitionCallbackReturn.SUCCESS
+    assert world.transition("configure") == TransitionCallbackReturn.SUCCESS
+    assert world.transition("activate") == TransitionCallbackReturn.SUCCESS
     world.instruct("touch the red cube")
     data = cv2.imencode(".jpg", picture()[:, :, ::-1])[1].tobytes()
 
@@ -415,7 +423,7 @@ def test_a_parameter_the_node_cannot_work_with_leaves_it_unconfigured(
     parameters: dict[str, Any], make_world: Callable[..., World], capfd: pytest.CaptureFixture[str]
 ) -> None:
     world = make_world(**parameters)
-    assert world.policy.trigger_configure() == TransitionCallbackReturn.FAILURE
+    assert world.transition("configure") == TransitionCallbackReturn.FAILURE
     assert "not configured: " in capfd.readouterr().err
 
 
@@ -430,17 +438,17 @@ def test_a_bundle_with_a_changed_byte_leaves_the_node_unconfigured(
     data[1000] ^= 1
     (bundle / "denoise.onnx").write_bytes(data)
     world = make_world(bundle=str(bundle))
-    assert world.policy.trigger_configure() == TransitionCallbackReturn.FAILURE
+    assert world.transition("configure") == TransitionCallbackReturn.FAILURE
     assert "denoise.onnx has SHA-256" in capfd.readouterr().err
 
 
 def test_transitions_may_be_driven_back_to_back(make_world: Callable[..., World]) -> None:
     world = make_world()
     for _ in range(10):
-        assert world.policy.trigger_configure() == TransitionCallbackReturn.SUCCESS
-        assert world.policy.trigger_activate() == TransitionCallbackReturn.SUCCESS
-        assert world.policy.trigger_deactivate() == TransitionCallbackReturn.SUCCESS
-        assert world.policy.trigger_cleanup() == TransitionCallbackReturn.SUCCESS
+        assert world.transition("configure") == TransitionCallbackReturn.SUCCESS
+        assert world.transition("activate") == TransitionCallbackReturn.SUCCESS
+        assert world.transition("deactivate") == TransitionCallbackReturn.SUCCESS
+        assert world.transition("cleanup") == TransitionCallbackReturn.SUCCESS
     world.activate()
     world.instruct("touch the red cube")
     world.send_until(lambda: bool(world.chunks), "a chunk came")
@@ -451,7 +459,7 @@ def test_a_deactivated_node_says_nothing(make_world: Callable[..., World]) -> No
     world.activate()
     world.instruct("touch the red cube")
     world.send_until(lambda: bool(world.chunks), "a chunk came")
-    assert world.policy.trigger_deactivate() == TransitionCallbackReturn.SUCCESS
+    assert world.transition("deactivate") == TransitionCallbackReturn.SUCCESS
     time.sleep(0.3)
     planned = len(world.chunks)
     for _ in range(5):
@@ -473,4 +481,4 @@ def test_an_engine_that_fails_is_a_fault_and_the_node_lives(
         lambda: world.statuses[-1].state == PolicyStatus.STATE_FAULT, "the node says fault"
     )
     assert "KeyError" in world.statuses[-1].reason
-    assert world.policy.trigger_deactivate() == TransitionCallbackReturn.SUCCESS
+    assert world.transition("deactivate") == TransitionCallbackReturn.SUCCESS

@@ -1,0 +1,171 @@
+"""The figures of a run, from the bag that was recorded of it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cosmos3_ros.replay.bags import Bag, Message, open_bag
+
+COMMAND_TOPICS = ("joint_command", "joint_trajectory", "position_commands")
+# The controller's entry in /diagnostics, whatever the node is called.
+CONTROLLER_ENTRY = ": commands"
+
+
+@dataclass(frozen=True)
+class Jitter:
+    """|interval - period| between commands on a steady clock [ms]; None when nothing said."""
+
+    p50: float | None
+    p99: float | None
+    max: float | None
+
+
+@dataclass(frozen=True)
+class Latency:
+    """From an observation's arrival in the planner to its plan [ms]; None without plans."""
+
+    p50: float | None
+    p99: float | None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What happened. Counts are since the nodes were activated.
+
+    ``duration_s`` is by the nodes' clock, ``pace`` that duration over the wall time it took, both
+    None when too little was recorded. ``dropped_observations`` were refused by the policy node,
+    ``observations`` planned from; ``holds`` counts the times tracking ended in a hold.
+    """
+
+    plans: int
+    commands: int
+    command_rate_hz: float | None
+    command_jitter_ms: Jitter
+    plan_latency_ms: Latency
+    predicted_frames: int
+    observations: int
+    dropped_observations: int
+    dropped_by_reason: Mapping[str, int]
+    holds: int
+    rejected_chunks: int
+    backend: str
+    bundle: str
+    instruction: str
+    duration_s: float | None
+    pace: float | None
+
+
+def summarise(bag: Path, out_json: Path) -> Summary:
+    """Write the figures of a recorded run to ``out_json``, and return them.
+
+    Raises BagError for what is no bag.
+    """
+    with open_bag(bag) as recorded:
+        summary = summary_of(recorded)
+    out_json.write_text(json.dumps(asdict(summary), indent=2, allow_nan=False) + "\n")
+    return summary
+
+
+def summary_of(bag: Bag) -> Summary:
+    """The figures of an open bag."""
+    latencies_ms = [
+        m.decoded().plan_latency * 1e3 for m in bag.messages(bag.named("action_chunk"))
+    ]
+    statuses = [m.decoded() for m in bag.messages(bag.named("status"))]
+    status = statuses[-1] if statuses else None
+    controller = controller_reports(bag)
+    last = controller[-1].values if controller else {}
+    dropped = (
+        dict(
+            zip(
+                status.rejected_observation_reasons,
+                map(int, status.rejected_observation_counts),
+                strict=True,
+            )
+        )
+        if status
+        else {}
+    )
+    duration_s, wall_s = _spans(bag)
+    return Summary(
+        plans=len(latencies_ms),
+        commands=sum(bag.topics[topic].count for topic in command_topics(bag)),
+        command_rate_hz=_number(last.get("command_rate_hz")),
+        command_jitter_ms=Jitter(
+            *(_number(last.get(f"command_jitter_{part}_ms")) for part in ("p50", "p99", "max"))
+        ),
+        plan_latency_ms=Latency(_percentile(latencies_ms, 50), _percentile(latencies_ms, 99)),
+        predicted_frames=sum(bag.topics[topic].count for topic in bag.named("predicted_frame")),
+        observations=int(status.observations) if status else 0,
+        dropped_observations=sum(dropped.values()),
+        dropped_by_reason=dropped,
+        holds=int(last.get("holds", 0)),
+        rejected_chunks=int(last.get("rejected_chunks", 0)),
+        backend=status.backend if status else "",
+        bundle=status.bundle if status else "",
+        instruction=status.instruction if status else "",
+        duration_s=_rounded(duration_s),
+        pace=_rounded(duration_s / wall_s) if duration_s and wall_s else None,
+    )
+
+
+@dataclass(frozen=True)
+class ControllerReport:
+    """The controller's entry of one diagnostics message; ``stamp_ns`` by the node's clock."""
+
+    stamp_ns: int
+    values: Mapping[str, str]
+
+
+def controller_reports(bag: Bag) -> list[ControllerReport]:
+    """What the controller said of itself, once a second."""
+    reports = []
+    for message in bag.messages(bag.named("diagnostics")):
+        array = message.decoded()
+        for entry in array.status:
+            if entry.name.endswith(CONTROLLER_ENTRY):
+                values = {pair.key: pair.value for pair in entry.values}
+                reports.append(ControllerReport(stamp_of(array), values))
+    return reports
+
+
+def command_topics(bag: Bag) -> list[str]:
+    """Topics that hold commands, of whatever interface."""
+    return [topic for name in COMMAND_TOPICS for topic in bag.named(name)]
+
+
+def stamp_of(message: Any) -> int:
+    """Stamp of a decoded message with a header [ns]."""
+    stamp = message.header.stamp
+    return int(stamp.sec) * 1_000_000_000 + int(stamp.nanosec)
+
+
+def _spans(bag: Bag) -> tuple[float | None, float | None]:
+    """From the first joint states to the last: by their stamps, and by when they arrived [s]."""
+    messages: list[Message] = list(bag.messages(bag.named("joint_states")))
+    if len(messages) < 2:
+        return None, None
+    first, last = messages[0], messages[-1]
+    stamped_ns = stamp_of(last.decoded()) - stamp_of(first.decoded())
+    return stamped_ns / 1e9, (last.log_ns - first.log_ns) / 1e9
+
+
+def _percentile(values: list[float], percent: float) -> float | None:
+    return _rounded(float(np.percentile(values, percent))) if values else None
+
+
+def _number(text: str | None) -> float | None:
+    """A figure of a diagnostics value; None when it is missing or was not known."""
+    value = float(text) if text else math.nan
+    return value if math.isfinite(value) else None
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else round(value, 3)

@@ -1,0 +1,305 @@
+"""The simulator as a process of its own, over real topics."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray
+from rclpy.context import Context
+from rclpy.executors import SingleThreadedExecutor
+from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import CameraInfo, Image, JointState
+from std_msgs.msg import Float64MultiArray
+from std_srvs.srv import Trigger
+
+from cosmos3_ros.processes import Child, Children, ros_environment
+from cosmos3_ros.sim.sim_node import CAMERA_FRAME
+from cosmos3_ros.sim.world import CAMERA, CUBES, GRIPPER_JOINT, JOINTS, World
+
+TIMEOUT_S = 20.0
+ASIDE = dict(zip(JOINTS, (0, -1.5, 0, -2.8, 0, 1.571, 0.785), strict=True))
+
+TOPICS = {
+    "/clock": Clock,
+    "joint_states": JointState,
+    "camera/exterior/image": Image,
+    "camera/exterior/camera_info": CameraInfo,
+    "sim/cube_distances": Float64MultiArray,
+    "/diagnostics": DiagnosticArray,
+}
+
+
+def nanoseconds(stamp: Any) -> int:
+    return int(stamp.sec * 1_000_000_000 + stamp.nanosec)
+
+
+def places(scene: str) -> np.ndarray:
+    """Cube centres [3, 3, m] from what the simulator says of its scene."""
+    found = re.findall(r"at \((-?[\d.]+), (-?[\d.]+)\)", scene)
+    return np.array([[float(x), float(y), 0.025] for x, y in found])
+
+
+class Peer:
+    """Hears what the simulator says, commands it and resets it."""
+
+    def __init__(self, domain_id: int) -> None:
+        self.context = Context()
+        rclpy.init(context=self.context, domain_id=domain_id)
+        self.node = rclpy.create_node("peer", context=self.context)
+        self.executor = SingleThreadedExecutor(context=self.context)
+        self.executor.add_node(self.node)
+        self.heard: dict[str, list[Any]] = {topic: [] for topic in TOPICS}
+        for topic, kind in TOPICS.items():
+            self.node.create_subscription(kind, topic, self.heard[topic].append, 1000)
+        self.commands = self.node.create_publisher(JointState, "joint_command", 10)
+        self.reset_client = self.node.create_client(Trigger, "sim/reset")
+        self.until(lambda: all(self.heard.values()), "a message of every topic")
+        assert self.reset_client.wait_for_service(TIMEOUT_S)
+
+    def until(self, done: Callable[[], object], what: str) -> None:
+        deadline = time.monotonic() + TIMEOUT_S
+        while not done():
+            assert time.monotonic() < deadline, f"waited in vain for {what}"
+            self.executor.spin_once(timeout_sec=0.05)
+
+    def listen(self, simulated_s: float) -> dict[str, list[Any]]:
+        """What is heard while this much simulated time passes."""
+        for messages in self.heard.values():
+            messages.clear()
+        clocks = self.heard["/clock"]
+        self.until(lambda: clocks, "the clock")
+        end = nanoseconds(clocks[0].clock) + simulated_s * 1e9
+        self.until(lambda: nanoseconds(clocks[-1].clock) >= end, "the clock to go on")
+        return {topic: list(messages) for topic, messages in self.heard.items()}
+
+    def command(self, positions: dict[str, float]) -> None:
+        self.commands.publish(JointState(name=[*positions], position=[*positions.values()]))
+
+    def reset(self) -> str:
+        answer = self.reset_client.call_async(Trigger.Request())
+        self.until(answer.done, "the answer to a reset")
+        assert answer.result().success
+        return str(answer.result().message)
+
+    def positions(self) -> np.ndarray:
+        return np.array(self.listen(0.05)["joint_states"][-1].position)
+
+    def close(self) -> None:
+        self.executor.shutdown()
+        self.node.destroy_node()
+        rclpy.shutdown(context=self.context)
+
+
+@dataclass(frozen=True)
+class Simulation:
+    peer: Peer
+    child: Child
+
+
+@pytest.fixture
+def simulate(tmp_path: Path) -> Iterator[Callable[..., Simulation]]:
+    """Starts a simulator with parameters, in a domain of its own."""
+    peers: list[Peer] = []
+    with Children(tmp_path, ros_environment()) as children:
+
+        def start(**parameters: object) -> Simulation:
+            assignments = [
+                word for name, value in parameters.items() for word in ("-p", f"{name}:={value}")
+            ]
+            child = children.start_module(
+                "sim_node", "cosmos3_ros.sim.sim_node", "--ros-args", *assignments
+            )
+            peers.append(Peer(int(children.environment["ROS_DOMAIN_ID"])))
+            return Simulation(peers[-1], child)
+
+        yield start
+        endings = children.stop()
+    for peer in peers:
+        peer.close()
+    assert all(ending.clean for ending in endings), endings
+
+
+def test_topics_come_at_their_rates_with_the_stamps_of_the_clock(
+    simulate: Callable[..., Simulation],
+) -> None:
+    peer = simulate().peer
+    began = time.monotonic()
+    heard = peer.listen(3.0)
+    wall_s = time.monotonic() - began
+    clocks = [nanoseconds(message.clock) for message in heard["/clock"]]
+    assert all(later > earlier for earlier, later in zip(clocks, clocks[1:], strict=False))
+    assert (clocks[-1] - clocks[0]) / 1e9 / wall_s == pytest.approx(1.0, abs=0.15)
+    assert len(clocks) == pytest.approx(3 * 180, abs=3)
+    for topic, rate in (("joint_states", 90), (f"camera/{CAMERA}/image", 15)):
+        stamps = [nanoseconds(message.header.stamp) for message in heard[topic]]
+        assert len(stamps) == pytest.approx(3 * rate, abs=3)
+        steps = np.diff(stamps)
+        np.testing.assert_allclose(steps, 1e9 / rate, atol=2)
+        assert set(stamps[1:-1]) <= set(clocks), f"{topic} has stamps that are not the clock's"
+    images = heard[f"camera/{CAMERA}/image"]
+    infos = heard[f"camera/{CAMERA}/camera_info"]
+    assert len(heard["sim/cube_distances"]) == pytest.approx(45, abs=3)
+    pictured = {nanoseconds(image.header.stamp) for image in images}
+    assert pictured == {nanoseconds(info.header.stamp) for info in infos}
+    for message in (*images, *infos):
+        assert message.header.frame_id == CAMERA_FRAME
+        assert (message.width, message.height) == (128, 96)
+    assert {(image.encoding, image.step) for image in images} == {("rgb8", 3 * 128)}
+
+
+def test_a_command_moves_the_joints_it_names_and_no_others(
+    simulate: Callable[..., Simulation],
+) -> None:
+    peer = simulate().peer
+    before = peer.positions()
+    peer.command({"panda_joint2": before[1] + 0.4, GRIPPER_JOINT: 0.0})
+    heard = peer.listen(2.0)
+    states = heard["joint_states"]
+    assert all(list(state.name) == [*JOINTS, GRIPPER_JOINT] for state in states)
+    assert max(abs(state.velocity[1]) for state in states) > 0.3
+    moved = np.array(states[-1].position) - before
+    assert moved[1] == pytest.approx(0.4, abs=0.02)
+    assert states[-1].position[7] == pytest.approx(0.0, abs=1e-3)
+    assert np.abs(np.delete(moved, [1, 7])).max() < 0.01
+
+
+def test_wrong_commands_are_counted_said_once_and_change_nothing(
+    simulate: Callable[..., Simulation],
+) -> None:
+    simulation = simulate()
+    peer = simulation.peer
+    before = peer.positions()
+    for _ in range(3):
+        peer.command({"elbow": 1.0})
+        peer.command({"panda_joint1": float("inf")})
+        peer.commands.publish(JointState(name=["panda_joint1"], position=[0.1, 0.2]))
+    heard = peer.listen(2.5)
+    values = {pair.key: pair.value for pair in heard["/diagnostics"][-1].status[0].values}
+    assert [values[f"refused_{why}"] for why in ("unknown", "not_finite", "malformed")] == ["3"] * 3
+    np.testing.assert_allclose(heard["joint_states"][-1].position, before, atol=0.005)
+    said = [line for line in simulation.child.log.read_text().splitlines() if "WARN" in line]
+    assert sum("'elbow'" in line for line in said) == 1
+    assert sum("'panda_joint1'" in line for line in said) == 1
+    assert sum("1 names and 2 positions" in line for line in said) == 1
+
+
+def test_camera_info_says_where_the_picture_shows_the_cubes(
+    simulate: Callable[..., Simulation],
+) -> None:
+    peer = simulate(seed=4).peer
+    model = World(render=False)
+    eye = model.model.camera(CAMERA).id
+    rotation = model.data.cam_xmat[eye].reshape(3, 3) * [1, -1, -1]  # optical: y down, z ahead
+    for _ in range(3):
+        centres = places(peer.reset())
+        peer.command(ASIDE)
+        heard = peer.listen(2.0)
+        image = heard[f"camera/{CAMERA}/image"][-1]
+        info = heard[f"camera/{CAMERA}/camera_info"][-1]
+        frame = np.frombuffer(image.data, np.uint8).reshape(image.height, image.width, 3)
+        seen = (centres - model.data.cam_xpos[eye]) @ rotation
+        pixels = (np.array(info.p).reshape(3, 4)[:, :3] @ seen.T).T
+        np.testing.assert_allclose(np.array(info.k).reshape(3, 3) @ seen.T, pixels.T)
+        for cube, (x, y, depth) in enumerate(pixels):
+            colour = frame[round(y / depth), round(x / depth)].astype(int)
+            assert colour.argmax() == cube, f"{CUBES[cube]}: {colour}"
+            assert colour[cube] > 1.8 * np.delete(colour, cube).max()
+
+
+def test_distances_are_those_of_the_arm_that_the_joint_states_show(
+    simulate: Callable[..., Simulation],
+) -> None:
+    peer = simulate(seed=7).peer
+    model = World(render=False)
+    model.data.mocap_pos[:] = places(peer.reset())
+    target = model.cubes[2] + np.array([0, 0, 0.08])
+    peer.command(dict(zip(JOINTS, model.inverse_kinematics(target).tolist(), strict=True)))
+    heard = peer.listen(2.5)
+    model.place_arm(np.array(heard["joint_states"][-1].position[:7]))
+    distances = np.array(heard["sim/cube_distances"][-1].data)
+    np.testing.assert_allclose(distances, model.cube_distances, atol=0.002)
+    assert distances[2] == pytest.approx(0.08, abs=0.02)
+
+
+def test_resets_repeat_by_seed_and_the_clock_goes_on(simulate: Callable[..., Simulation]) -> None:
+    def episodes() -> tuple[list[str], list[np.ndarray]]:
+        peer = simulate(seed=5, real_time_factor=2.0).peer
+        scenes, arms = [], []
+        for _ in range(3):
+            before = nanoseconds(peer.heard["/clock"][-1].clock)
+            scenes.append(peer.reset())
+            heard = peer.listen(0.2)
+            assert nanoseconds(heard["/clock"][0].clock) > before
+            arms.append(np.array(heard["joint_states"][-1].position))
+        return scenes, arms
+
+    scenes, arms = episodes()
+    assert len(set(scenes)) == 3
+    assert "seed 5, episode 2: cubes red at (" in scenes[1]
+    with_the_same_seed = episodes()
+    assert with_the_same_seed[0] == scenes
+    np.testing.assert_allclose(with_the_same_seed[1], arms, atol=1e-3)
+
+
+def test_a_simulator_that_cannot_keep_pace_says_so(simulate: Callable[..., Simulation]) -> None:
+    simulation = simulate(real_time_factor=100.0)
+    peer = simulation.peer
+    peer.heard["/diagnostics"].clear()
+    peer.until(lambda: len(peer.heard["/diagnostics"]) >= 2, "diagnostics")
+    status = peer.heard["/diagnostics"][-1].status[0]
+    values = {pair.key: pair.value for pair in status.values}
+    assert status.message == "cannot keep pace"
+    assert int(values["pace_slips"]) > 0
+    assert float(values["pace_lost_s"]) > 0.5
+    assert "cannot keep pace: simulated" in simulation.child.log.read_text()
+
+
+def test_the_simulator_can_run_as_fast_as_it_can(simulate: Callable[..., Simulation]) -> None:
+    peer = simulate(real_time_factor=0.0).peer
+    began = time.monotonic()
+    peer.listen(6.0)
+    assert time.monotonic() - began < 5.0
+
+
+def run_sim_node(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "cosmos3_ros.sim.sim_node", "--ros-args", *arguments],
+        env={**ros_environment(), **environment},
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+    )
+
+
+def test_a_parameter_out_of_its_range_ends_the_node_with_the_reason() -> None:
+    ended = run_sim_node("-p", "real_time_factor:=-1.0")
+    assert ended.returncode == 1
+    assert "real_time_factor" in ended.stderr and "Min: 0.0" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_machine_that_cannot_render_is_told_what_to_install() -> None:
+    ended = run_sim_node(MUJOCO_GL="disable")
+    assert ended.returncode == 1
+    assert "the camera cannot be rendered" in ended.stderr and "libegl1" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_two_interrupts_end_the_simulator_with_exit_code_0(
+    simulate: Callable[..., Simulation],
+) -> None:
+    process = simulate().child.process
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(TIMEOUT_S) == 0
