@@ -79,9 +79,13 @@ class BuildWithMessages(build_py):
         shutil.rmtree(kept, ignore_errors=True)
         with tempfile.TemporaryDirectory() as folder:
             shutil.copytree(cmake_install(Path(folder)), kept)
-        messages = next(kept.glob(f"l*/python3*/site-packages/{NAME}/msg"))
-        shutil.copytree(messages, Path(self.build_lib) / NAME / "msg", dirs_exist_ok=True)
-        shutil.rmtree(messages.parents[2])
+        # Beside the modules lie the generated cosmos3_ros/msg and its extension libraries.
+        generated = next(kept.glob(f"l*/python3*/site-packages/{NAME}/msg")).parent
+        modules = Path(self.build_lib) / NAME
+        shutil.copytree(generated / "msg", modules / "msg", dirs_exist_ok=True)
+        for library in generated.glob("*.so"):
+            shutil.copy2(library, modules / library.name)
+        shutil.rmtree(generated.parents[1])
         self._share(kept, [kept / "lib", kept / "share"], "")
 
     def _share(self, base: Path, folders: list[Path], target: str) -> None:

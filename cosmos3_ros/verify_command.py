@@ -38,8 +38,11 @@ def main(args: argparse.Namespace) -> int:
     start = time.perf_counter()
     noise = draw_noise(manifest.contract, np.random.default_rng(0))
     plan = policy.plan(Observation(grey, embodiment.offset), prompt, noise)
-    _row("plan", f"{plan.rows.shape[0]} rows x {plan.rows.shape[1]}, all finite, "
-         f"{(time.perf_counter() - start) * 1e3:.0f} ms")
+    _row(
+        "plan",
+        f"{plan.rows.shape[0]} rows x {plan.rows.shape[1]}, all finite, "
+        f"{(time.perf_counter() - start) * 1e3:.0f} ms",
+    )
     frames = policy.predict_frames(plan)
     _row("frames", f"{frames.shape[0]} of {frames.shape[2]}x{frames.shape[1]} px")
     return 0

@@ -38,8 +38,8 @@ def exported(recipe_path: Path, embodiment_path: Path, checkpoint: Path | None =
     if (out / "manifest.json").is_file():
         bundle = load_bundle(out)
     else:
-        from cosmos3_ros.export_command import body_of
         from cosmos3_ros.engine.export import export
+        from cosmos3_ros.export_command import body_of
 
         bundle = export(recipe, body_of(embodiment), out, checkpoint)
     return Exported(bundle, recipe, embodiment, embodiment_path)

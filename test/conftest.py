@@ -11,7 +11,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from bundles import even_grid, odd_grid, tiny  # noqa: E402
+from bundles import even_grid, odd_grid, tiny
 
 __all__ = ["even_grid", "odd_grid", "ros_domain_id", "tiny"]
 

@@ -65,7 +65,10 @@ def test_export_refuses_a_bad_recipe_in_one_line(
 
 def test_an_unknown_command_is_refused_with_the_known_ones() -> None:
     result = subprocess.run(
-        [sys.executable, "-m", "cosmos3_ros.cli", "fly"], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "cosmos3_ros.cli", "fly"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert result.returncode == 2
     assert "bag-from-lerobot" in result.stderr

@@ -269,8 +269,9 @@ def _graphs(components: Components, contract: Contract, recipe: Recipe) -> dict[
     """Module, example inputs and output names of every graph."""
     transformer, vae, c = components.transformer, components.vae, contract
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[recipe.precision]
-    transformer.to(dtype)
-    transformer.time_embedder.float()
+    for name, parameter in transformer.named_parameters():
+        if not name.startswith("time_embedder."):  # kept in float32, as the stock model does
+            parameter.data = parameter.data.to(dtype)
     config = transformer.config
     text_shape = (
         config.num_hidden_layers,
@@ -330,6 +331,7 @@ def _write_graph(
             output_names=outputs,
             verbose=False,
         )
+    assert program is not None, "dynamo=True returns a program"
     weights = sum(p.numel() * p.element_size() for p in module.parameters())
     program.save(str(path), external_data=weights > _EXTERNAL_DATA_BYTES)
     onnx.checker.check_model(str(path))

@@ -7,6 +7,8 @@ Shapes are those of ``cosmos3_ros.engine.session``.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLWan, Cosmos3OmniTransformer
@@ -142,7 +144,7 @@ class DenoiseGraph(nn.Module):
         action = self._by_domain(self.rows_out, x[tokens:], domain_id) * noisy[tokens:]
         return video.float(), action.float()
 
-    def _by_domain(self, layer: nn.Module, x: Tensor, domain_id: Tensor) -> Tensor:
+    def _by_domain(self, layer: Any, x: Tensor, domain_id: Tensor) -> Tensor:
         weight = layer.fc(domain_id).view(layer.input_size, layer.output_size)
         return torch.matmul(x, weight) + layer.bias(domain_id)
 

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from cosmos3_ros.engine.bundle import TOKENIZER, file_sha256
-from cosmos3_ros.engine.recipe import ModelRecipe, Recipe, RecipeError
+from cosmos3_ros.engine.recipe import Recipe, RecipeError
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
@@ -77,7 +77,7 @@ def make_components(recipe: Recipe, checkpoint: Path | None) -> Components:
 def random_transformer(config: dict[str, Any], seed: int) -> Cosmos3OmniTransformer:
     """A transformer of random weights, scaled so that its velocities stay near unit size."""
     torch.manual_seed(seed)
-    transformer = Cosmos3OmniTransformer(**config).float().eval()
+    transformer = Cosmos3OmniTransformer(**config).eval()
     with torch.no_grad():
         transformer.action_modality_embed.normal_(0, 0.02)
         for head in (transformer.action_proj_in, transformer.action_proj_out):
@@ -89,7 +89,7 @@ def random_transformer(config: dict[str, Any], seed: int) -> Cosmos3OmniTransfor
 def random_vae(config: dict[str, Any], seed: int) -> AutoencoderKLWan:
     """A VAE of random weights."""
     torch.manual_seed(seed)
-    return AutoencoderKLWan(**config).float().eval()
+    return AutoencoderKLWan(**config).eval()
 
 
 def byte_level_tokenizer() -> PreTrainedTokenizerFast:
@@ -124,8 +124,9 @@ def _from_checkpoint(recipe: Recipe, folder: Path) -> Components:
             f"{config.get('action_gen')}); expected one that was trained with actions"
         )
     model = recipe.model
-    transformer = Cosmos3OmniTransformer.from_pretrained(folder / "transformer").float().eval()
-    vae = AutoencoderKLWan.from_pretrained(folder / "vae").float().eval()
+    load = {"torch_dtype": torch.float32, "local_files_only": True}
+    transformer = Cosmos3OmniTransformer.from_pretrained(folder / "transformer", **load).eval()
+    vae = AutoencoderKLWan.from_pretrained(folder / "vae", **load).eval()
     _require_config(recipe, "transformer", model.transformer, dict(transformer.config))
     _require_config(recipe, "vae", model.vae, dict(vae.config))
     stored = folder / "scheduler" / "scheduler_config.json"

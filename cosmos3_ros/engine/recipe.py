@@ -1,4 +1,4 @@
-"""Recipes: which checkpoint, canvas, chunk, steps and precision make a bundle (``engines/*.yaml``)."""
+"""Recipes (``engines/*.yaml``): which checkpoint, canvas, chunk and steps make a bundle."""
 
 from __future__ import annotations
 

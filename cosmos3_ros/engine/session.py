@@ -4,18 +4,20 @@ A session runs one graph. The four graphs and their tensors (``A`` action rows, 
 tokens, ``U`` padded text tokens, ``L`` layers, ``K`` key/value heads, ``D`` head dimension,
 ``C T h w`` the latent):
 
-========  ============================================================  ==========================
-graph     inputs                                                        outputs
-========  ============================================================  ==========================
-text      ``token_ids`` [U] int64                                       ``keys``, ``values`` [L,K,U,D]
-image     ``canvas`` [H,W,3] uint8, RGB                                 ``latent`` [1,C,1,h,w]
-denoise   ``latents`` [1,C,T,h,w], ``rows`` [A,64], ``noisy_rows``      ``latent_velocity``,
-          [A,1] (1 noisy, 0 clean), ``timestep`` [1], ``cos``,          ``row_velocity``
+========  ==========================================================  =========================
+graph     inputs                                                      outputs
+========  ==========================================================  =========================
+text      ``token_ids`` [U] int64                                     ``keys``, ``values``
+                                                                      [L,K,U,D]
+image     ``canvas`` [H,W,3] uint8, RGB                               ``latent`` [1,C,1,h,w]
+denoise   ``latents`` [1,C,T,h,w], ``rows`` [A,64], ``noisy_rows``    ``latent_velocity``,
+          [A,1] (1 noisy, 0 clean), ``timestep`` [1], ``cos``,        ``row_velocity``
           ``sin`` [S,D], ``keys``, ``values``, ``text_bias`` [U]
           (0 for a token, TEXT_PADDING_BIAS for padding),
           ``domain_id`` [1] int64
-frame     ``latents`` [1,C,F,h,w], the first F of them                  ``frames`` [4(F-1),H,W,3] uint8
-========  ============================================================  ==========================
+frame     ``latents`` [1,C,F,h,w], the first F of them                ``frames`` [4(F-1),H,W,3]
+                                                                      uint8
+========  ==========================================================  =========================
 
 Everything that is not named otherwise is float32. ``frames`` starts one frame after the canvas.
 """

@@ -57,7 +57,11 @@ class Observer:
     """
 
     def __init__(
-        self, embodiment: Embodiment, joints: tuple[str, ...], gripper_topic: bool, limits: Tolerances
+        self,
+        embodiment: Embodiment,
+        joints: tuple[str, ...],
+        gripper_topic: bool,
+        limits: Tolerances,
     ) -> None:
         """``joints``: the robot's arm joints in channel order.
 
@@ -126,7 +130,8 @@ class Observer:
         missing = [v.name for v in self._embodiment.cameras if v.name not in self._images]
         if missing:
             raise Refusal(
-                "camera_missing", f"no picture yet from {', '.join(missing)}; is the camera running?"
+                "camera_missing",
+                f"no picture yet from {', '.join(missing)}; is the camera running?",
             )
         stamps = {camera: stamp_ns(message) for camera, message in self._images.items()}
         oldest, newest = min(stamps, key=stamps.__getitem__), max(stamps, key=stamps.__getitem__)
@@ -167,7 +172,10 @@ class Observer:
         else:
             closedness = gripper.closedness(found[gripper.joint])
         return np.array(
-            [closedness if name == gripper.channel else next(arm) for name in embodiment.channel_names]
+            [
+                closedness if name == gripper.channel else next(arm)
+                for name in embodiment.channel_names
+            ]
         )
 
     def _nearest(

@@ -214,9 +214,7 @@ class Planner:
             self._latencies.append(latency_s)
             self._waiting = ""
             plan_id = self._plans
-        self._publish(
-            StampedPlan(plan_id, stamped.stamp_ns, prompt.instruction, plan, latency_s)
-        )
+        self._publish(StampedPlan(plan_id, stamped.stamp_ns, prompt.instruction, plan, latency_s))
 
     def _reject(self, counter: Counter[str], reason: str, message: str) -> None:
         with self._changed:

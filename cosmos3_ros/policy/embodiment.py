@@ -165,8 +165,8 @@ class Embodiment:
         if missing:
             raise EmbodimentError(
                 f"embodiment '{self.name}': channels {', '.join(missing)} are normalised by "
-                "quantiles and the file gives none; add 'quantiles: {channel: [q01, q99]}' from the "
-                "statistics of the data set the checkpoint was trained on"
+                "quantiles and the file gives none; add 'quantiles: {channel: [q01, q99]}' from "
+                "the statistics of the data set the checkpoint was trained on"
             )
 
 
@@ -306,7 +306,9 @@ class _Reader:
         for channel in channels:
             q01, q99 = quantiles.get(channel.name, (math.nan, math.nan))
             if q01 >= q99:
-                raise self.refuse(f"quantiles of {channel.name} are {q01}, {q99}; expected q01 < q99")
+                raise self.refuse(
+                    f"quantiles of {channel.name} are {q01}, {q99}; expected q01 < q99"
+                )
             scaled.append(replace(channel, offset=(q01 + q99) / 2, scale=(q99 - q01) / 2))
         return tuple(scaled)
 

@@ -145,7 +145,9 @@ class Policy:
             rows[:, contract.width :] = 0
 
         if not (np.isfinite(rows).all() and np.isfinite(latents).all()):
-            raise PlanError("the engine returned NaN or infinity; expected finite actions and video")
+            raise PlanError(
+                "the engine returned NaN or infinity; expected finite actions and video"
+            )
         first = int(contract.state_row)
         physical = self.embodiment.to_physical(rows[first:, : contract.width].astype(np.float64))
         count = 0 if committed is None else len(committed)
@@ -183,9 +185,7 @@ class Policy:
         latent, row = self._forward(latents, rows, noisy, timestep, prompt.conditional)
         if prompt.unconditional is None:
             return latent, row
-        free_latent, free_row = self._forward(
-            latents, rows, noisy, timestep, prompt.unconditional
-        )
+        free_latent, free_row = self._forward(latents, rows, noisy, timestep, prompt.unconditional)
         guidance = np.float32(self.contract.sampler.guidance)
         return (
             free_latent + guidance * (latent - free_latent),

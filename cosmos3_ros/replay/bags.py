@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import struct
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -50,6 +51,12 @@ class Message:
     type: str
     log_ns: int
     raw: bytes
+
+    @property
+    def stamp_ns(self) -> int:
+        """Stamp of a message that begins with a header, without decoding the rest."""
+        seconds, nanoseconds = struct.unpack_from("<iI" if self.raw[1] else ">iI", self.raw, 4)
+        return int(seconds) * 1_000_000_000 + int(nanoseconds)
 
     def decoded(self) -> Any:
         """The message itself. Raises BagError where the bytes are not of its type."""
@@ -119,6 +126,10 @@ class Bag:
     def named(self, name: str) -> list[str]:
         """Topics that are ``name`` in any namespace: ``/joint_states``, ``/left/joint_states``."""
         return sorted(t for t in self.topics if t.strip("/") == name or t.endswith(f"/{name}"))
+
+    def typed(self, msgtype: str) -> list[str]:
+        """Topics of a message type, whatever they are called."""
+        return sorted(t for t, about in self.topics.items() if about.type == msgtype)
 
     def messages(self, topics: Collection[str]) -> Iterator[Message]:
         """Messages of these topics in the order of their log time."""

@@ -7,12 +7,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from cosmos3_ros.replay.bags import Bag, Message, open_bag
 
+ACTION_CHUNK = "cosmos3_ros/msg/ActionChunk"
+POLICY_STATUS = "cosmos3_ros/msg/PolicyStatus"
+DIAGNOSTICS = "diagnostic_msgs/msg/DiagnosticArray"
 COMMAND_TOPICS = ("joint_command", "joint_trajectory", "position_commands")
 # The controller's entry in /diagnostics, whatever the node is called.
 CONTROLLER_ENTRY = ": commands"
@@ -75,10 +77,8 @@ def summarise(bag: Path, out_json: Path) -> Summary:
 
 def summary_of(bag: Bag) -> Summary:
     """The figures of an open bag."""
-    latencies_ms = [
-        m.decoded().plan_latency * 1e3 for m in bag.messages(bag.named("action_chunk"))
-    ]
-    statuses = [m.decoded() for m in bag.messages(bag.named("status"))]
+    latencies_ms = [m.decoded().plan_latency * 1e3 for m in bag.messages(bag.typed(ACTION_CHUNK))]
+    statuses = [m.decoded() for m in bag.messages(bag.typed(POLICY_STATUS))]
     status = statuses[-1] if statuses else None
     controller = controller_reports(bag)
     last = controller[-1].values if controller else {}
@@ -127,12 +127,11 @@ class ControllerReport:
 def controller_reports(bag: Bag) -> list[ControllerReport]:
     """What the controller said of itself, once a second."""
     reports = []
-    for message in bag.messages(bag.named("diagnostics")):
-        array = message.decoded()
-        for entry in array.status:
+    for message in bag.messages(bag.typed(DIAGNOSTICS)):
+        for entry in message.decoded().status:
             if entry.name.endswith(CONTROLLER_ENTRY):
                 values = {pair.key: pair.value for pair in entry.values}
-                reports.append(ControllerReport(stamp_of(array), values))
+                reports.append(ControllerReport(message.stamp_ns, values))
     return reports
 
 
@@ -141,19 +140,13 @@ def command_topics(bag: Bag) -> list[str]:
     return [topic for name in COMMAND_TOPICS for topic in bag.named(name)]
 
 
-def stamp_of(message: Any) -> int:
-    """Stamp of a decoded message with a header [ns]."""
-    stamp = message.header.stamp
-    return int(stamp.sec) * 1_000_000_000 + int(stamp.nanosec)
-
-
 def _spans(bag: Bag) -> tuple[float | None, float | None]:
     """From the first joint states to the last: by their stamps, and by when they arrived [s]."""
     messages: list[Message] = list(bag.messages(bag.named("joint_states")))
     if len(messages) < 2:
         return None, None
     first, last = messages[0], messages[-1]
-    stamped_ns = stamp_of(last.decoded()) - stamp_of(first.decoded())
+    stamped_ns = last.stamp_ns - first.stamp_ns
     return stamped_ns / 1e9, (last.log_ns - first.log_ns) / 1e9
 
 

@@ -1,4 +1,6 @@
-"""The simulated arm, table, cubes and camera: ``scene.xml`` in MuJoCo, without ROS.
+"""The simulated arm, table, cubes and camera in MuJoCo, without ROS.
+
+The scene is ``config/scenes/three_cubes.xml``.
 
 Frame of reference: the arm's base, ``panda_link0``: x forward, y left, z up, the table at z = 0.
 """
@@ -8,11 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import mujoco
 import numpy as np
 
+from cosmos3_ros.resources import resource
+
+SCENE = ("config", "scenes", "three_cubes.xml")
 JOINTS = tuple(f"panda_joint{i}" for i in range(1, 8))
 GRIPPER_JOINT = "panda_finger_joint1"
 GRIPPER_OPEN_M = 0.04
@@ -66,7 +70,7 @@ class World:
     """
 
     def __init__(self, *, render: bool = True) -> None:
-        self.model = mujoco.MjModel.from_xml_path(str(Path(__file__).with_name("scene.xml")))
+        self.model = mujoco.MjModel.from_xml_path(str(resource(*SCENE)))
         self.data = mujoco.MjData(self.model)
         self._scratch = mujoco.MjData(self.model)
         self._tip = self.model.site("fingertip").id

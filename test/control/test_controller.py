@@ -153,9 +153,11 @@ def test_after_a_jump_the_first_new_measurement_is_held() -> None:
     """A simulator that restarted put the arm elsewhere, and says so after its clock."""
     arm = Arm()
     arm.run(0.1)
+    arm.position = sagged = np.array([0.4, 0.0])
+    assert arm.tick().positions.tolist() == HOME.tolist()
     arm.measuring = False
     arm.now_ns -= 10 * NS_PER_S
-    assert arm.tick().positions.tolist() == HOME.tolist()
+    assert arm.tick().positions.tolist() == sagged.tolist()
     arm.position, arm.measuring = np.array([-1.0, 0.5]), True
     assert arm.tick().positions.tolist() == [-1.0, 0.5]
 

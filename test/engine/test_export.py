@@ -91,13 +91,11 @@ def test_a_folder_that_is_no_bundle_is_not_replaced(tiny: Exported, tmp_path: Pa
 def test_a_recipe_of_the_released_model_asks_for_its_checkpoint(tmp_path: Path) -> None:
     recipe = load_recipe(ROOT / "engines" / "nano_droid.yaml")
     body = body_of(load_embodiment(recipe.embodiment))
-    with pytest.raises(RecipeError, match="'nano_droid' needs weights.*add --checkpoint DIR"):
+    with pytest.raises(RecipeError, match=r"'nano_droid' needs weights.*add --checkpoint DIR"):
         export(recipe, body, tmp_path / "nano")
 
 
-def test_a_checkpoint_of_another_size_is_refused_by_value(
-    checkpoint: Path, tmp_path: Path
-) -> None:
+def test_a_checkpoint_of_another_size_is_refused_by_value(checkpoint: Path, tmp_path: Path) -> None:
     recipe = load_recipe(ROOT / "engines" / "nano_droid.yaml")
     body = body_of(load_embodiment(recipe.embodiment))
     with pytest.raises(RecipeError, match="hidden_size is 64, expected 4096"):

@@ -14,8 +14,9 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from bundles import Exported
 from builtin_interfaces.msg import Time
+from bundles import Exported
+from cosmos3_ros.msg import ActionChunk, PolicyStatus
 from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import TransitionCallbackReturn
@@ -25,7 +26,6 @@ from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import Float64, String
 
-from cosmos3_ros.msg import ActionChunk, PolicyStatus
 from cosmos3_ros.nodes.images import image_message
 from cosmos3_ros.nodes.parameters import qos_profile
 from cosmos3_ros.nodes.policy_node import PolicyNode
@@ -398,7 +398,9 @@ def test_a_clock_that_jumps_back_drops_what_was_seen_before(
     planned = len(world.chunks)
     again = iter(np.arange(5.0, 100.0, 0.07))
     world.send_until(
-        lambda: len(world.chunks) > planned + 1, "plans after the jump", lambda: send_at(next(again))
+        lambda: len(world.chunks) > planned + 1,
+        "plans after the jump",
+        lambda: send_at(next(again)),
     )
     assert world.chunks[-1].header.stamp.sec < 100
 

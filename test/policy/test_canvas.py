@@ -84,7 +84,8 @@ def test_padding_wider_than_the_picture_repeats_its_edge(tiny: Exported) -> None
 
 
 @pytest.mark.parametrize(
-    ("source", "target"), [((540, 640), (256, 303)), ((180, 320), (100, 177)), ((97, 131), (64, 64))]
+    ("source", "target"),
+    [((540, 640), (256, 303)), ((180, 320), (100, 177)), ((97, 131), (64, 64))],
 )
 def test_scaling_down_equals_torch_bicubic_with_antialiasing(
     source: tuple[int, int], target: tuple[int, int]

@@ -47,7 +47,8 @@ def test_positions_equal_diffusers(
 
 
 @pytest.mark.parametrize(
-    ("head_dim", "theta", "axes"), [(128, 5e6, (24, 20, 20)), (16, 5e6, (4, 2, 2)), (32, 100.0, (6, 5, 5))]
+    ("head_dim", "theta", "axes"),
+    [(128, 5e6, (24, 20, 20)), (16, 5e6, (4, 2, 2)), (32, 100.0, (6, 5, 5))],
 )
 def test_rotary_tables_equal_diffusers(
     head_dim: int, theta: float, axes: tuple[int, int, int], tiny: Exported

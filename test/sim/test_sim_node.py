@@ -8,7 +8,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -109,24 +111,25 @@ class Simulation:
 
 @pytest.fixture
 def simulate(tmp_path: Path) -> Iterator[Callable[..., Simulation]]:
-    """Starts a simulator with parameters, in a domain of its own."""
-    peers: list[Peer] = []
-    with Children(tmp_path, ros_environment()) as children:
+    """Starts simulators with parameters, each in a domain of its own."""
+    started: list[tuple[Children, Simulation]] = []
 
-        def start(**parameters: object) -> Simulation:
-            assignments = [
-                word for name, value in parameters.items() for word in ("-p", f"{name}:={value}")
-            ]
-            child = children.start_module(
-                "sim_node", "cosmos3_ros.sim.sim_node", "--ros-args", *assignments
-            )
-            peers.append(Peer(int(children.environment["ROS_DOMAIN_ID"])))
-            return Simulation(peers[-1], child)
+    def start(**parameters: object) -> Simulation:
+        assignments = [
+            word for name, value in parameters.items() for word in ("-p", f"{name}:={value}")
+        ]
+        children = stack.enter_context(Children(tmp_path / str(len(started)), ros_environment()))
+        child = children.start_module(
+            "sim_node", "cosmos3_ros.sim.sim_node", "--ros-args", *assignments
+        )
+        peer = Peer(int(children.environment["ROS_DOMAIN_ID"]))
+        stack.callback(peer.close)
+        started.append((children, Simulation(peer, child)))
+        return started[-1][1]
 
+    with ExitStack() as stack:
         yield start
-        endings = children.stop()
-    for peer in peers:
-        peer.close()
+        endings = [ending for children, _ in started for ending in children.stop()]
     assert all(ending.clean for ending in endings), endings
 
 
@@ -138,7 +141,7 @@ def test_topics_come_at_their_rates_with_the_stamps_of_the_clock(
     heard = peer.listen(3.0)
     wall_s = time.monotonic() - began
     clocks = [nanoseconds(message.clock) for message in heard["/clock"]]
-    assert all(later > earlier for earlier, later in zip(clocks, clocks[1:], strict=False))
+    assert all(later > earlier for earlier, later in pairwise(clocks))
     assert (clocks[-1] - clocks[0]) / 1e9 / wall_s == pytest.approx(1.0, abs=0.15)
     assert len(clocks) == pytest.approx(3 * 180, abs=3)
     for topic, rate in (("joint_states", 90), (f"camera/{CAMERA}/image", 15)):

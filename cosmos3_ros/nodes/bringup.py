@@ -1,0 +1,158 @@
+"""Brings lifecycle nodes up: configures all of them, then activates all, in the order given::
+
+    bringup cosmos3_controller cosmos3_policy --timeout 300
+
+Exit code 0 when every node is active. When one fails, the nodes that were moved are brought back to
+unconfigured, newest first, and the exit code is 1: nothing is left half active.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from typing import Any
+
+import rclpy
+from lifecycle_msgs.msg import State, Transition
+from lifecycle_msgs.srv import ChangeState, GetState
+from rclpy.executors import ExternalShutdownException
+from rclpy.node import Node
+from rclpy.utilities import remove_ros_args
+
+STATES = {
+    State.PRIMARY_STATE_UNCONFIGURED: "unconfigured",
+    State.PRIMARY_STATE_INACTIVE: "inactive",
+    State.PRIMARY_STATE_ACTIVE: "active",
+    State.PRIMARY_STATE_FINALIZED: "finalized",
+}
+# Transition, the state it starts from, and the state it ends in.
+CONFIGURE = (Transition.TRANSITION_CONFIGURE, "unconfigured", "inactive")
+ACTIVATE = (Transition.TRANSITION_ACTIVATE, "inactive", "active")
+DEACTIVATE = (Transition.TRANSITION_DEACTIVATE, "active", "inactive")
+CLEAN_UP = (Transition.TRANSITION_CLEANUP, "inactive", "unconfigured")
+NAMES = {CONFIGURE: "configure", ACTIVATE: "activate", DEACTIVATE: "deactivate", CLEAN_UP: "clean up"}
+# What a node that answers at all needs to answer; transitions have a time-out of their own.
+ANSWER_TIMEOUT_S = 10.0
+
+
+class BringupError(RuntimeError):
+    """A node is not there, does not answer, or refuses a transition; the message says which."""
+
+
+class ManagedNode:
+    """A lifecycle node, seen through its services. ``name`` is relative to ours, or absolute."""
+
+    def __init__(self, node: Node, name: str) -> None:
+        self.name = name
+        self._node = node
+        self._get = node.create_client(GetState, f"{name}/get_state")
+        self._change = node.create_client(ChangeState, f"{name}/change_state")
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait for the node's services. Raises BringupError when they do not appear."""
+        deadline = time.monotonic() + timeout_s
+        for client in (self._get, self._change):
+            if not client.wait_for_service(max(0.0, deadline - time.monotonic())):
+                raise BringupError(
+                    f"{self.name}: no service {client.srv_name} after {timeout_s:g} s; is the node "
+                    "running, in this namespace and on this ROS_DOMAIN_ID?"
+                )
+
+    def state(self) -> str:
+        """The primary state's name, or the transition the node is in."""
+        answer = self._call(self._get, GetState.Request(), ANSWER_TIMEOUT_S, "say its state")
+        return STATES.get(answer.current_state.id, str(answer.current_state.label))
+
+    def change(self, step: tuple[int, str, str], timeout_s: float) -> bool:
+        """Take one step; False when the node is past it already.
+
+        Raises BringupError when it does not arrive. A request that is invalid in the node's state
+        is never sent: on Jazzy it would end the node.
+        """
+        transition, start, goal = step
+        state = self.state()
+        if state == goal or (step == CONFIGURE and state == "active"):
+            return False
+        if state != start:
+            raise BringupError(
+                f"{self.name}: cannot {NAMES[step]}: its state is {state}, expected {start}"
+            )
+        request = ChangeState.Request(transition=Transition(id=transition))
+        answer = self._call(self._change, request, timeout_s, NAMES[step])
+        state = self.state()
+        if not answer.success or state != goal:
+            raise BringupError(
+                f"{self.name}: {NAMES[step]} failed; its state is {state}, expected {goal}; its "
+                "log says why"
+            )
+        return True
+
+    def _call(self, client: Any, request: Any, timeout_s: float, what: str) -> Any:
+        future = client.call_async(request)
+        rclpy.spin_until_future_complete(self._node, future, timeout_sec=timeout_s)
+        if not future.done():
+            client.remove_pending_request(future)
+            raise BringupError(f"{self.name}: did not {what} within {timeout_s:g} s")
+        return future.result()
+
+
+def bring_up(nodes: list[ManagedNode], discovery_timeout_s: float, timeout_s: float) -> None:
+    """Configure all ``nodes``, then activate all. Raises BringupError after bringing them back."""
+    moved: list[ManagedNode] = []
+    try:
+        for node in nodes:
+            node.wait(discovery_timeout_s)
+        for step in (CONFIGURE, ACTIVATE):
+            for node in nodes:
+                if node.change(step, timeout_s) and node not in moved:
+                    moved.append(node)
+    except BringupError as error:
+        left = bring_down(moved, timeout_s)
+        raise BringupError("; ".join([str(error), *left])) from error
+
+
+def bring_down(nodes: list[ManagedNode], timeout_s: float) -> list[str]:
+    """Back to unconfigured, newest first; returns what went wrong, for a person."""
+    left = []
+    for node in reversed(nodes):
+        try:
+            if node.state() == "active":
+                node.change(DEACTIVATE, timeout_s)
+            if node.state() == "inactive":
+                node.change(CLEAN_UP, timeout_s)
+        except BringupError as error:
+            left.append(str(error))
+    return left
+
+
+def main() -> int:
+    """Bring the named nodes up; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="bringup", description=__doc__.partition("::")[0])
+    parser.add_argument("nodes", nargs="+", metavar="NODE", help="node name, relative or absolute")
+    parser.add_argument(
+        "--discovery-timeout", type=float, default=30.0, help="wait for a node's services [s]"
+    )
+    parser.add_argument("--timeout", type=float, default=300.0, help="wait for a transition [s]")
+    args = parser.parse_args(remove_ros_args(sys.argv)[1:])
+    rclpy.init()
+    try:
+        node = rclpy.create_node("cosmos3_bringup")
+        managed = [ManagedNode(node, name) for name in args.nodes]
+        bring_up(managed, args.discovery_timeout, args.timeout)
+        node.get_logger().info(f"active: {', '.join(args.nodes)}")
+        return 0
+    except BringupError as error:
+        node.get_logger().error(f"not brought up: {error}")
+        return 1
+    except (KeyboardInterrupt, ExternalShutdownException):
+        print("bringup: interrupted", file=sys.stderr)
+        return 1
+    finally:
+        rclpy.try_shutdown()
+
+
+if __name__ == "__main__":
+    # Not sys.exit: the middleware's threads are not to outlive the shutdown.
+    os._exit(main())

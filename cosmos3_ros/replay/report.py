@@ -1,0 +1,415 @@
+"""One picture of a run: what the robot saw, what was predicted, what was commanded, and when."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import numpy as np  # noqa: E402
+from matplotlib.axes import Axes  # noqa: E402
+from matplotlib.figure import Figure, SubFigure  # noqa: E402
+
+from cosmos3_ros.policy.embodiment import Embodiment, EmbodimentError, load_embodiment  # noqa: E402
+from cosmos3_ros.replay.bags import Bag, open_bag  # noqa: E402
+from cosmos3_ros.replay.pictures import (  # noqa: E402
+    camera_topics,
+    canvas_like,
+    nearest_pictures,
+    picture,
+)
+from cosmos3_ros.replay.summary import (  # noqa: E402
+    ACTION_CHUNK,
+    Summary,
+    command_topics,
+    controller_reports,
+    summary_of,
+)
+
+COLUMNS = 7
+WIDTH_IN = 15.0
+COMMANDED, MEASURED, RECORDED = "#d1495b", "#2e6f95", "#9a9a9a"
+PLAN, HOLD, FRAME = "#3a7d44", "#f4b942", "#c9c9c9"
+# A difference of half the range is as wrong as a picture gets.
+DIFFERENCE_MAX = 128
+
+
+@dataclass(frozen=True)
+class Series:
+    """One joint over time: seconds from the run's start [n], and its positions [n]."""
+
+    times_s: np.ndarray
+    positions: np.ndarray
+
+
+@dataclass(frozen=True)
+class Glimpse:
+    """What cameras saw at a time, and what was predicted for it."""
+
+    time_s: float
+    cameras: dict[str, np.ndarray]
+    predicted: np.ndarray | None
+    seen: np.ndarray | None  # the cameras as a canvas of the prediction's size
+
+
+@dataclass(frozen=True)
+class Run:
+    """A recorded run, ready to be drawn. Times are seconds of the nodes' clock from its start."""
+
+    summary: Summary
+    glimpses: list[Glimpse]
+    commanded: dict[str, Series]
+    measured: dict[str, Series]
+    recorded: dict[str, Series]
+    plan_starts_s: np.ndarray
+    plan_latencies_ms: np.ndarray
+    holds_s: list[tuple[float, float]]
+    command_times_s: np.ndarray
+    command_intervals_ms: np.ndarray
+    end_s: float
+
+
+def report(bag: Path, png: Path, inputs: Path | None = None) -> None:
+    """Draw a recorded run to ``png``.
+
+    Camera pictures and recorded actions come from ``inputs``, the bag that was played, where the
+    recording has none. Raises BagError for what is no bag.
+    """
+    with open_bag(bag) as output, open_bag(inputs) if inputs else nullcontext(output) as played:
+        run = read_run(output, played)
+    draw(run, png)
+
+
+def read_run(output: Bag, played: Bag) -> Run:
+    """Everything a report shows, from the recording and the bag that was played."""
+    joint_topics = output.named("joint_states")
+    clock = _NodeClock(output, joint_topics)
+    chunks = [m.decoded() for m in output.messages(output.typed(ACTION_CHUNK))]
+    commands = command_topics(output)
+    arrivals = np.array([m.log_ns for m in output.messages(commands)])
+    intervals_ms = np.diff(arrivals) / 1e6
+    embodiment = _embodiment(chunks[-1].embodiment) if chunks else None
+    return Run(
+        summary=summary_of(output),
+        glimpses=_glimpses(output, played, clock, embodiment),
+        commanded=_series(output, commands, clock),
+        measured=_series(output, joint_topics, clock),
+        recorded=_series(played, played.named("recorded_action"), clock),
+        plan_starts_s=np.array([clock.seconds(_stamp_ns(c)) for c in chunks]),
+        plan_latencies_ms=np.array([c.plan_latency * 1e3 for c in chunks]),
+        holds_s=_holds(output, clock),
+        command_times_s=clock.arrived(arrivals)[1:],
+        command_intervals_ms=intervals_ms,
+        end_s=clock.end_s,
+    )
+
+
+class _NodeClock:
+    """Stamps and times of arrival as seconds from the run's start, by the joint states."""
+
+    def __init__(self, bag: Bag, joint_topics: list[str]) -> None:
+        pairs = np.array([(m.log_ns, m.stamp_ns) for m in bag.messages(joint_topics)])
+        if not len(pairs):
+            pairs = np.array([(bag.start_ns, bag.start_ns), (bag.end_ns, bag.end_ns)])
+        self._logs, self._stamps = pairs[:, 0], np.maximum.accumulate(pairs[:, 1])
+        self.start_ns, self.end_ns = int(self._stamps[0]), int(self._stamps[-1])
+        self.end_s = max(self.seconds(self.end_ns), 0.1)
+
+    def seconds(self, stamp_ns: int) -> float:
+        return (stamp_ns - self.start_ns) / 1e9
+
+    def arrived(self, log_ns: np.ndarray) -> np.ndarray:
+        """Seconds at which messages arrived, for those that carry no stamp [n]."""
+        # Relative to the first: nanoseconds of today do not fit a float.
+        logs = (log_ns - self._logs[0]).astype(float)
+        known = (self._logs - self._logs[0]).astype(float)
+        return np.interp(logs, known, (self._stamps - self.start_ns) / 1e9)
+
+
+def _stamp_ns(message: Any) -> int:
+    stamp = message.header.stamp
+    return int(stamp.sec) * 1_000_000_000 + int(stamp.nanosec)
+
+
+def _embodiment(name: str) -> Embodiment | None:
+    """None for one that is not shipped: its cameras' places are then not known here."""
+    try:
+        return load_embodiment(name)
+    except EmbodimentError:
+        return None
+
+
+def _glimpses(
+    output: Bag, played: Bag, clock: _NodeClock, embodiment: Embodiment | None
+) -> list[Glimpse]:
+    """Evenly over the run; at the times of predicted frames where there are some."""
+    frames = output.named("predicted_frame")
+    stamps = [m.stamp_ns for m in output.messages(frames) if m.stamp_ns <= clock.end_ns]
+    even_ns = np.linspace(clock.start_ns, clock.end_ns, COLUMNS).astype(np.int64).tolist()
+    times_ns = (
+        sorted({min(stamps, key=lambda stamp: abs(stamp - t)) for t in even_ns})
+        if stamps
+        else even_ns
+    )
+    source = output if camera_topics(output) else played
+    cameras = camera_topics(source)
+    seen = nearest_pictures(source, list(cameras.values()), times_ns)
+    predictions = {
+        m.stamp_ns: picture(m.decoded()) for m in output.messages(frames) if m.stamp_ns in times_ns
+    }
+    glimpses = []
+    for i, time_ns in enumerate(times_ns):
+        pictures = {name: seen[topic][i] for name, topic in cameras.items()}
+        predicted = predictions.get(time_ns)
+        canvas = (
+            canvas_like(predicted, pictures, embodiment)
+            if predicted is not None and embodiment is not None
+            else None
+        )
+        glimpses.append(Glimpse(clock.seconds(time_ns), pictures, predicted, canvas))
+    return glimpses
+
+
+def _series(bag: Bag, topics: Sequence[str], clock: _NodeClock) -> dict[str, Series]:
+    """Joints by name, of joint states and joint trajectories."""
+    points: dict[str, list[tuple[float, float]]] = {}
+    for time_s, names, positions in _positions(bag, topics, clock):
+        for name, position in zip(names, positions, strict=False):
+            points.setdefault(name, []).append((time_s, float(position)))
+    return {name: Series(*np.array(pairs).T) for name, pairs in points.items()}
+
+
+def _positions(
+    bag: Bag, topics: Sequence[str], clock: _NodeClock
+) -> Iterator[tuple[float, list[str], np.ndarray]]:
+    for message in bag.messages(topics):
+        content = message.decoded()
+        if message.type.endswith("/JointState"):
+            yield clock.seconds(message.stamp_ns), content.name, content.position
+        elif message.type.endswith("/JointTrajectory") and content.points:
+            # Its stamp is zero: from when it arrives.
+            time_s = float(clock.arrived(np.array([message.log_ns]))[0])
+            yield time_s, content.joint_names, content.points[0].positions
+
+
+def _holds(bag: Bag, clock: _NodeClock) -> list[tuple[float, float]]:
+    """Spans in which the controller held, as finely as it reports: once a second."""
+    reports = controller_reports(bag)
+    spans: list[tuple[float, float]] = []
+    for before, after in zip(reports, reports[1:], strict=False):
+        held = after.values.get("state") == "holding"
+        if held or after.values.get("holds") != before.values.get("holds"):
+            start_s, end_s = clock.seconds(before.stamp_ns), clock.seconds(after.stamp_ns)
+            if spans and abs(spans[-1][1] - start_s) < 1e-6:
+                start_s = spans.pop()[0]
+            spans.append((start_s, end_s))
+    return spans
+
+
+def draw(run: Run, png: Path) -> None:
+    """Draw a run to a PNG file."""
+    with matplotlib.rc_context({"font.size": 9, "axes.edgecolor": FRAME, "axes.linewidth": 0.8}):
+        heights = [0.85, _pictures_height(run), _joints_height(run), 2.1]
+        figure = Figure(figsize=(WIDTH_IN, sum(heights)), dpi=110, facecolor="white")
+        parts = figure.subfigures(4, 1, height_ratios=heights, hspace=0.0)
+        _draw_caption(parts[0], run.summary)
+        _draw_pictures(parts[1], run.glimpses)
+        _draw_joints(parts[2], run)
+        _draw_strips(parts[3], run)
+        figure.savefig(png)
+
+
+def _draw_caption(part: SubFigure, summary: Summary) -> None:
+    instruction = f"“{summary.instruction}”" if summary.instruction else "no instruction"
+    part.text(0.02, 0.72, instruction, fontsize=17, weight="bold", va="center")
+    latency, jitter = summary.plan_latency_ms, summary.command_jitter_ms
+    figures = [
+        f"bundle {summary.bundle or 'unknown'} on {summary.backend or 'unknown'}",
+        f"{_figure(summary.duration_s)} s at {_figure(summary.pace)} × real time",
+        f"{summary.plans} plans, latency p50 {_figure(latency.p50)} p99 {_figure(latency.p99)} ms",
+        f"{summary.commands} commands at {_figure(summary.command_rate_hz)} Hz, jitter p50 "
+        f"{_figure(jitter.p50)} p99 {_figure(jitter.p99)} ms",
+        _counted(summary.predicted_frames, "predicted frame"),
+        f"{_counted(summary.dropped_observations, 'observation')} dropped",
+        _counted(summary.holds, "hold"),
+    ]
+    part.text(0.02, 0.26, "   ·   ".join(figures), fontsize=9, color="#444444", va="center")
+
+
+def _picture_rows(glimpses: list[Glimpse]) -> list[tuple[str, list[np.ndarray | None]]]:
+    """Rows of pictures: each camera, then what was predicted, then the difference."""
+    cameras = list(glimpses[0].cameras) if glimpses else []
+    rows = [(f"camera\n{name}", [g.cameras[name] for g in glimpses]) for name in cameras]
+    if any(g.predicted is not None for g in glimpses):
+        rows.append(("predicted", [g.predicted for g in glimpses]))
+    if any(g.seen is not None for g in glimpses):
+        rows.append(("difference", [_difference(g) for g in glimpses]))
+    return [row for row in rows if any(p is not None for p in row[1])]
+
+
+def _difference(glimpse: Glimpse) -> np.ndarray | None:
+    """Mean over the colours of |predicted - seen| [h,w]."""
+    if glimpse.predicted is None or glimpse.seen is None:
+        return None
+    return np.abs(glimpse.predicted.astype(float) - glimpse.seen.astype(float)).mean(2)
+
+
+def _row_height(pictures: list[np.ndarray | None]) -> float:
+    """Height of a row of pictures that share the figure's width [in]."""
+    shapes = [p.shape for p in pictures if p is not None]
+    return min(max(h / w for h, w, *_ in shapes) * (WIDTH_IN * 0.93 / COLUMNS) + 0.08, 2.6)
+
+
+def _pictures_height(run: Run) -> float:
+    return sum(_row_height(pictures) for _, pictures in _picture_rows(run.glimpses)) + 0.35
+
+
+def _draw_pictures(part: SubFigure, glimpses: list[Glimpse]) -> None:
+    rows = _picture_rows(glimpses)
+    if not rows:
+        part.text(0.02, 0.5, "no camera pictures were recorded", color="#888888")
+        return
+    grid = part.add_gridspec(
+        len(rows),
+        COLUMNS,
+        left=0.06,
+        right=0.99,
+        top=1 - 0.27 / _total_height(rows),
+        bottom=0.02,
+        hspace=0.04,
+        wspace=0.03,
+        height_ratios=[_row_height(pictures) for _, pictures in rows],
+    )
+    for r, (label, pictures) in enumerate(rows):
+        for c, shown in enumerate(pictures):
+            axes = part.add_subplot(grid[r, c])
+            axes.set_xticks([])
+            axes.set_yticks([])
+            if c == 0:
+                axes.set_ylabel(label, fontsize=9, color="#444444")
+            if r == 0:
+                axes.set_title(f"{glimpses[c].time_s:.1f} s", fontsize=9, color="#444444", pad=3)
+            if shown is None:
+                axes.set_axis_off()
+            elif shown.ndim == 2:
+                axes.imshow(shown, cmap="magma", vmin=0, vmax=DIFFERENCE_MAX)
+                axes.text(
+                    0.97, 0.05, f"mean {shown.mean():.0f}", transform=axes.transAxes,
+                    color="white", fontsize=8, ha="right",
+                    bbox={"facecolor": "black", "alpha": 0.55, "edgecolor": "none", "pad": 1.5},
+                )  # fmt: skip
+            else:
+                axes.imshow(shown)
+
+
+def _total_height(rows: list[tuple[str, list[np.ndarray | None]]]) -> float:
+    return sum(_row_height(pictures) for _, pictures in rows) + 0.35
+
+
+def _shown_joints(run: Run) -> list[str]:
+    """Commanded joints in their order; the measured ones where nothing was commanded."""
+    return list(run.commanded or run.measured)
+
+
+def _joints_height(run: Run) -> float:
+    return 1.55 * max(1, -(-len(_shown_joints(run)) // 4)) + 0.55
+
+
+def _draw_joints(part: SubFigure, run: Run) -> None:
+    names = _shown_joints(run)
+    if not names:
+        part.text(0.02, 0.5, "no joint positions were recorded", color="#888888")
+        return
+    rows = -(-len(names) // 4)
+    height = _joints_height(run)
+    grid = part.add_gridspec(
+        rows, 4, left=0.045, right=0.99, top=1 - 0.52 / height, bottom=0.22 / height,
+        hspace=0.32, wspace=0.16,
+    )  # fmt: skip
+    lines: dict[str, Any] = {}
+    for i, name in enumerate(names):
+        axes = part.add_subplot(grid[i // 4, i % 4])
+        _frame(axes, run, marks=True)
+        axes.set_title(name, loc="left", fontsize=8.5, pad=2, color="#444444")
+        for label, series, style in (
+            ("recorded action", run.recorded, {"color": RECORDED, "lw": 1.2, "ls": "--"}),
+            ("measured", run.measured, {"color": MEASURED, "lw": 1.6}),
+            ("commanded", run.commanded, {"color": COMMANDED, "lw": 1.0}),
+        ):
+            if name in series:
+                found = series[name]
+                (lines[label],) = axes.plot(found.times_s, found.positions, label=label, **style)
+        if i // 4 < rows - 1 and i + 4 < len(names):
+            axes.set_xticklabels([])
+    _draw_legend(part, lines, run, height)
+
+
+def _draw_legend(part: SubFigure, lines: dict[str, Any], run: Run, height: float) -> None:
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    handles = list(lines.values())
+    if len(run.plan_starts_s):
+        handles.append(
+            Line2D([], [], color=PLAN, marker="|", ls="none", ms=8, label="a plan's observation")
+        )
+    if run.holds_s:
+        handles.append(Patch(color=HOLD, alpha=0.35, label="held (to the second)"))
+    part.text(0.045, 1 - 0.2 / height, "joints [rad, m]", fontsize=11, weight="bold", va="center")
+    part.legend(
+        handles=handles, loc="center right", bbox_to_anchor=(0.99, 1 - 0.2 / height),
+        ncols=len(handles), frameon=False, fontsize=9,
+    )  # fmt: skip
+
+
+def _frame(axes: Axes, run: Run, marks: bool) -> None:
+    """What all panels over time share."""
+    axes.set_xlim(0, run.end_s)
+    axes.grid(True, color="#ececec", lw=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=8, color=FRAME)
+    for start_s, end_s in run.holds_s:
+        axes.axvspan(start_s, end_s, color=HOLD, alpha=0.35, lw=0)
+    if marks and len(run.plan_starts_s):
+        height = np.zeros(len(run.plan_starts_s))
+        axes.plot(run.plan_starts_s, height, "|", color=PLAN, ms=7, mew=0.8, clip_on=False,
+                  transform=axes.get_xaxis_transform())  # fmt: skip
+
+
+def _draw_strips(part: SubFigure, run: Run) -> None:
+    """When plans and commands came."""
+    grid = part.add_gridspec(1, 2, left=0.045, right=0.99, top=0.84, bottom=0.2, wspace=0.1)
+    axes = part.add_subplot(grid[0, 0])
+    _frame(axes, run, marks=False)
+    axes.set_title("plan latency [ms]", loc="left", fontsize=11, weight="bold")
+    axes.vlines(run.plan_starts_s, 0, run.plan_latencies_ms, color=PLAN, lw=1.0, alpha=0.6)
+    axes.plot(run.plan_starts_s, run.plan_latencies_ms, ".", color=PLAN, ms=4)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("time [s]", fontsize=9)
+
+    axes = part.add_subplot(grid[0, 1])
+    _frame(axes, run, marks=False)
+    axes.set_title("between commands, wall time [ms]", loc="left", fontsize=11, weight="bold")
+    axes.plot(run.command_times_s, run.command_intervals_ms, ".", color=COMMANDED, ms=2, alpha=0.6)
+    if len(run.command_intervals_ms):
+        middle = float(np.median(run.command_intervals_ms))
+        axes.axhline(middle, color="#444444", lw=0.8)
+        axes.text(run.end_s, middle, f"median {middle:.1f} ", fontsize=8, ha="right", va="bottom")
+        axes.set_ylim(top=1.15 * float(run.command_intervals_ms.max()))
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("time [s]", fontsize=9)
+
+
+def _counted(count: int, thing: str) -> str:
+    return f"{count} {thing}{'' if count == 1 else 's'}"
+
+
+def _figure(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"

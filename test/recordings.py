@@ -1,0 +1,116 @@
+"""Bags that the tests stand on, written as the recorder and the robots write them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cosmos3_ros.replay.bags import BagWriter, encode, message_class
+
+JOINTS = [*(f"panda_joint{i}" for i in range(1, 8)), "finger_joint"]
+FPS = 15
+WIDTH, HEIGHT = 64, 48
+
+
+def header(stamp_ns: int) -> Any:
+    stamp = message_class("builtin_interfaces/msg/Time")(*divmod(stamp_ns, 1_000_000_000))
+    return message_class("std_msgs/msg/Header")(stamp, "")
+
+
+def joint_state(stamp_ns: int, names: list[str], positions: list[float]) -> bytes:
+    nothing = np.zeros(0)
+    make = message_class("sensor_msgs/msg/JointState")
+    return encode(make(header(stamp_ns), names, np.array(positions, float), nothing, nothing))
+
+
+def image(stamp_ns: int, rgb: np.ndarray) -> bytes:
+    make = message_class("sensor_msgs/msg/Image")
+    height, width = rgb.shape[:2]
+    return encode(make(header(stamp_ns), height, width, "rgb8", 0, width * 3, rgb.reshape(-1)))
+
+
+def string(text: str) -> bytes:
+    return encode(message_class("std_msgs/msg/String")(text))
+
+
+def chunk(stamp_ns: int, plan_id: int, latency_s: float) -> bytes:
+    rows, width = 4, len(JOINTS)
+    make = message_class("cosmos3_ros/msg/ActionChunk")
+    names = [*(f"joint_{i}" for i in range(1, 8)), "gripper"]
+    units = ["rad"] * 7 + ["1"]
+    data = np.zeros(rows * width)
+    return encode(
+        make(
+            header(stamp_ns), plan_id, "droid_exterior", "Pick up the pen.", 15.0, names, units,
+            rows, width, data, 0, latency_s,
+        )  # fmt: skip
+    )
+
+
+def status(stamp_ns: int, plans: int, refused: dict[str, int]) -> bytes:
+    make = message_class("cosmos3_ros/msg/PolicyStatus")
+    counts = np.array(list(refused.values()), np.uint64)
+    none = np.zeros(0, np.uint64)
+    return encode(
+        make(
+            header(stamp_ns), 2, "", "onnxruntime", "tiny_droid", "ab" * 32, "Pick up the pen.",
+            0.2, 0.2, 0.3, 0.1, plans, plans, plans, list(refused), counts, [], none,
+        )  # fmt: skip
+    )
+
+
+def diagnostics(stamp_ns: int, **values: object) -> bytes:
+    pair = message_class("diagnostic_msgs/msg/KeyValue")
+    pairs = [pair(key, str(value)) for key, value in values.items()]
+    entry = message_class("diagnostic_msgs/msg/DiagnosticStatus")
+    array = message_class("diagnostic_msgs/msg/DiagnosticArray")
+    other = entry(0, "cosmos3_policy: planning", "", "", [pair("holds", "99")])
+    ours = entry(0, "cosmos3_controller: commands", "", "", pairs)
+    return encode(array(header(stamp_ns), [other, ours]))
+
+
+def write_recording(path: Path, seconds: int = 6) -> Path:
+    """What the recorder writes of a run at twice its pace: log times are wall times."""
+    topics = {
+        "/action_chunk": "cosmos3_ros/msg/ActionChunk",
+        "/status": "cosmos3_ros/msg/PolicyStatus",
+        "/joint_command": "sensor_msgs/msg/JointState",
+        "/joint_states": "sensor_msgs/msg/JointState",
+        "/predicted_frame": "sensor_msgs/msg/Image",
+        "/camera/exterior_2/image": "sensor_msgs/msg/Image",
+        "/diagnostics": "diagnostic_msgs/msg/DiagnosticArray",
+    }
+    wall_ns = 1_700_000_000_000_000_000
+
+    def log(stamp_ns: int) -> int:
+        return wall_ns + stamp_ns // 2
+
+    with BagWriter(path, topics) as bag:
+        for i in range(seconds * FPS + 1):
+            stamp, now_s = 1_000_000_000 + round(i / FPS * 1e9), i / FPS
+            pose = [float(np.sin(now_s + j)) for j in range(8)]
+            bag.write("/joint_states", log(stamp), joint_state(stamp, JOINTS, pose))
+            picture = np.full((HEIGHT, WIDTH, 3), 40 + i % 200, np.uint8)
+            bag.write("/camera/exterior_2/image", log(stamp), image(stamp, picture))
+        for i in range(seconds * 50):
+            stamp = 1_000_000_000 + i * 20_000_000
+            pose = [float(np.sin(i / 50 + j)) + 0.05 for j in range(8)]
+            bag.write("/joint_command", log(stamp), joint_state(stamp, JOINTS, pose))
+        for i in range(seconds * 2):
+            stamp = 1_000_000_000 + i * 500_000_000
+            bag.write("/action_chunk", log(stamp), chunk(stamp, i + 1, 0.1 + 0.01 * i))
+            predicted = np.full((HEIGHT // 2, WIDTH // 2, 3), 60, np.uint8)
+            bag.write("/predicted_frame", log(stamp), image(stamp + 66_666_667, predicted))
+        for i in range(seconds + 1):
+            stamp = 1_000_000_000 + i * 1_000_000_000
+            refused = {"camera_stale": 2 * i, "camera_skew": i}
+            bag.write("/status", log(stamp), status(stamp, 2 * i, refused))
+            raw = diagnostics(
+                stamp, state="tracking" if i < 3 else "holding", holds=int(i >= 3),
+                rejected_chunks=i, command_rate_hz="49.980", command_jitter_p50_ms="0.012",
+                command_jitter_p99_ms="1.500", command_jitter_max_ms="nan",
+            )  # fmt: skip
+            bag.write("/diagnostics", log(stamp), raw)
+    return path

@@ -1,0 +1,161 @@
+"""Starting, watching and stopping programs."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from cosmos3_ros.processes import (
+    SHARED_MEMORY,
+    Children,
+    ProcessFailed,
+    free_domain_id,
+    ros_environment,
+)
+
+# Says that it is ready, then when it was interrupted.
+PATIENT = """
+import signal, sys, time
+def leave(*_):
+    print("interrupted", time.monotonic(), flush=True)
+    time.sleep(0.2)
+    sys.exit(0)
+signal.signal(signal.SIGINT, leave)
+print("ready", flush=True)
+time.sleep(60)
+"""
+STUBBORN = """
+import signal, time
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def children(tmp_path: Path) -> Iterator[Children]:
+    with Children(tmp_path, ros_environment()) as started:
+        yield started
+
+
+def start(children: Children, name: str, program: str) -> None:
+    child = children.start(name, sys.executable, "-c", program)
+    until(lambda: "ready" in child.log.read_text() or child.process.poll() is not None)
+
+
+def until(done: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 30
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_children_are_interrupted_one_after_another_the_newest_first(children: Children) -> None:
+    for name in ("first", "second", "third"):
+        start(children, name, PATIENT)
+    logs = {child.name: child.log for child in children.running}
+    children.check()
+    endings = children.stop()
+    assert [ending.child.name for ending in endings] == ["third", "second", "first"]
+    assert all(ending.clean for ending in endings)
+    times = [float(logs[e.child.name].read_text().split()[-1]) for e in endings]
+    assert times[1] - times[0] > 0.2 and times[2] - times[1] > 0.2
+    assert children.running == []
+
+
+def test_a_child_that_ignores_the_interrupt_is_killed_and_it_is_said(
+    children: Children, capfd: pytest.CaptureFixture[str]
+) -> None:
+    start(children, "stubborn", STUBBORN)
+    (ending,) = children.stop(timeout_s=0.3)
+    assert (ending.killed, ending.exit_code, ending.clean) == (True, -signal.SIGKILL, False)
+    assert "stubborn did not end 0.3 s after SIGINT: killed" in capfd.readouterr().err
+
+
+def test_a_child_that_ends_early_is_noticed_with_the_end_of_its_log(children: Children) -> None:
+    start(children, "steady", PATIENT)
+    program = "print('one'); print('the arm is on fire'); raise SystemExit(3)"
+    start(children, "short", program)
+    with pytest.raises(ProcessFailed, match="short ended early with exit code 3") as failure:
+        children.check()
+    assert "the arm is on fire" in str(failure.value)
+    assert str(children.logs / "short.log") in str(failure.value)
+
+
+def test_waiting_ends_with_the_child_and_fails_with_any(children: Children) -> None:
+    start(children, "steady", PATIENT)
+    children.wait(children.start("quick", sys.executable, "-c", ""), timeout_s=30)
+    assert [child.name for child in children.running] == ["steady"]
+
+    failing = children.start("failing", sys.executable, "-c", "raise SystemExit('no bundle')")
+    with pytest.raises(ProcessFailed, match=r"failing ended with exit code 1[^$]*no bundle"):
+        children.wait(failing, timeout_s=30)
+
+    slow = children.start("slow", sys.executable, "-c", PATIENT)
+    with pytest.raises(ProcessFailed, match=r"slow did not end within 0\.2 s"):
+        children.wait(slow, timeout_s=0.2)
+
+    start(children, "short", "raise SystemExit(4)")
+    with pytest.raises(ProcessFailed, match="short ended early with exit code 4"):
+        children.wait(slow, timeout_s=30)
+
+
+def test_a_killed_node_leaves_no_shared_memory_and_its_domain_is_not_given_away(
+    children: Children,
+) -> None:
+    node = children.start_module("sim_node", "cosmos3_ros.sim.sim_node")
+    until(lambda: "episode 0" in node.log.read_text())
+    children.check()
+    held = set(children._shared_memory)
+    assert held and all(path.parent == SHARED_MEMORY for path in held)
+    domain_id = int(children.environment["ROS_DOMAIN_ID"])
+    assert domain_id not in {free_domain_id() for _ in range(300)}
+    # One that is stopped cannot answer an interrupt, nor clean up.
+    node.process.send_signal(signal.SIGSTOP)
+    (ending,) = children.stop(timeout_s=0.3)
+    assert ending.killed
+    assert not [path for path in held if path.exists()]
+
+
+def test_no_domain_left_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(random, "sample", lambda population, k: [])
+    with pytest.raises(OSError, match="every ROS domain id from 1 to 100 is in use"):
+        free_domain_id()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_program_that_is_ended_ends_its_children_even_from_a_shells_background(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    program = f"""
+import sys, time
+from pathlib import Path
+from cosmos3_ros.processes import Children, end_on_signals, ros_environment
+end_on_signals()
+with Children(Path({str(tmp_path)!r}), ros_environment()) as children:
+    child = children.start("child", sys.executable, "-c", {PATIENT!r})
+    while "ready" not in child.log.read_text():
+        time.sleep(0.02)
+    print(child.process.pid, flush=True)
+    time.sleep(60)
+"""
+    background = 'trap "" INT; exec "$@"'  # what a script's & does
+    parent = subprocess.Popen(
+        ["sh", "-c", background, "sh", sys.executable, "-c", program],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert parent.stdout is not None
+    child_pid = int(parent.stdout.readline())
+    parent.send_signal(number)
+    assert parent.wait(30) == 128 + number
+    parent.stdout.close()
+    assert not Path(f"/proc/{child_pid}").exists()
+    assert "interrupted" in (tmp_path / "child.log").read_text()
