@@ -10,6 +10,7 @@ Leaving the block stops what still runs, the newest first.
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import signal
@@ -29,7 +30,10 @@ from cosmos3_ros.resources import resource
 # machine, never minutes.
 STOP_TIMEOUT_S = 15.0
 SHARED_MEMORY = Path("/dev/shm")
+_SEGMENTS = (f"{SHARED_MEMORY}/fastrtps_", f"{SHARED_MEMORY}/sem.fastrtps_")
 _POLL_S = 0.05
+# Reading what a process has mapped takes milliseconds.
+_NOTE_PERIOD_S = 1.0
 _TAIL_LINES = 15
 
 
@@ -79,6 +83,7 @@ class Children:
     environment: Mapping[str, str]
     running: list[Child] = field(default_factory=list)
     _shared_memory: set[Path] = field(default_factory=set)
+    _noted_s: float = -math.inf
 
     def __enter__(self) -> Children:
         self.logs.mkdir(parents=True, exist_ok=True)
@@ -109,8 +114,9 @@ class Children:
 
     def check(self, but: Child | None = None) -> None:
         """Raise ProcessFailed when a child has ended by itself; ``but`` one may."""
+        if time.monotonic() > self._noted_s + _NOTE_PERIOD_S:
+            self._note_shared_memory()
         for child in self.running:
-            self._note_shared_memory(child)
             if child is not but and (code := child.process.poll()) is not None:
                 raise child.failure(f"ended early with exit code {code}")
 
@@ -135,8 +141,7 @@ class Children:
         A kill is said on stderr. Shared memory that the children leave behind is removed.
         """
         endings = []
-        for child in self.running:
-            self._note_shared_memory(child)
+        self._note_shared_memory()
         while self.running:
             endings.append(_end(self.running.pop(), timeout_s))
         for path in self._shared_memory:
@@ -144,17 +149,17 @@ class Children:
         self._shared_memory.clear()
         return endings
 
-    def _note_shared_memory(self, child: Child) -> None:
-        """Remember the DDS segments and lock files a child holds: a killed one leaves them."""
-        proc = Path("/proc") / str(child.process.pid)
-        with suppress(OSError):
-            mapped = (line.split()[-1] for line in (proc / "maps").read_text().splitlines())
-            held = (str(link.readlink()) for link in (proc / "fd").iterdir())
-            self._shared_memory |= {
-                Path(name)
-                for name in (*mapped, *held)
-                if name.startswith((f"{SHARED_MEMORY}/fastrtps_", f"{SHARED_MEMORY}/sem.fastrtps_"))
-            }
+    def _note_shared_memory(self) -> None:
+        """Remember the DDS segments and lock files the children hold: a killed one leaves them."""
+        self._noted_s = time.monotonic()
+        for child in self.running:
+            proc = Path("/proc") / str(child.process.pid)
+            with suppress(OSError):
+                mapped = (line.split()[-1] for line in (proc / "maps").read_text().splitlines())
+                held = (str(link.readlink()) for link in (proc / "fd").iterdir())
+                self._shared_memory |= {
+                    Path(name) for name in (*mapped, *held) if name.startswith(_SEGMENTS)
+                }
 
 
 def _end(child: Child, timeout_s: float) -> Ending:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -13,13 +16,42 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from bundles import even_grid, odd_grid, tiny
 
-__all__ = ["even_grid", "odd_grid", "ros_domain_id", "tiny"]
+if TYPE_CHECKING:
+    from rclpy.context import Context
+
+__all__ = ["even_grid", "odd_grid", "ros_context", "ros_domain_id", "tiny"]
+
+# Rooms whose tests start ROS in this process; the others start it in processes that are told how.
+ROS_ROOMS = ("launch", "nodes", "sim")
 
 _used = itertools.count()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Keep ROS on this machine, and GPU tests where a GPU is."""
+    room = item.path.relative_to(Path(__file__).parent).parts[0]
+    if room in ROS_ROOMS and os.environ.get("ROS_AUTOMATIC_DISCOVERY_RANGE") != "LOCALHOST":
+        pytest.fail(
+            "ROS would reach beyond this machine: ROS_AUTOMATIC_DISCOVERY_RANGE is not LOCALHOST; "
+            "start the tests with ./run test, or with ./run exec python -m pytest",
+            pytrace=False,
+        )
+    if item.get_closest_marker("gpu") is not None and shutil.which("nvidia-smi") is None:
+        pytest.skip("no NVIDIA GPU on this machine")
 
 
 @pytest.fixture
 def ros_domain_id() -> int:
     """A domain of the test's own: no test hears another, nor another run on this machine."""
-    assert os.environ.get("ROS_AUTOMATIC_DISCOVERY_RANGE") == "LOCALHOST", "start with ./run test"
     return 1 + (os.getpid() * 7 + next(_used)) % 100
+
+
+@pytest.fixture
+def ros_context(ros_domain_id: int) -> Iterator[Context]:
+    """A context on the test's own domain, shut down whatever happens."""
+    from rclpy.context import Context
+
+    context = Context()
+    context.init(domain_id=ros_domain_id)
+    yield context
+    context.try_shutdown()

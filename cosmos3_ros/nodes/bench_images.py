@@ -1,7 +1,7 @@
 """One end of the image benchmark: a camera, or somebody who watches it. See ``cosmos3_ros.bench``.
 
-    python -m cosmos3_ros.nodes.bench_images send --seconds 5
-    python -m cosmos3_ros.nodes.bench_images receive --out FILE.json      (until SIGINT)
+python -m cosmos3_ros.nodes.bench_images send --seconds 5
+python -m cosmos3_ros.nodes.bench_images receive --out FILE.json      (until SIGINT)
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def main() -> int:
     try:
         node = rclpy.create_node(f"bench_{args.end}")
         if args.end == "send":
-            print(send(node, args.seconds))
+            print(send(node, args.seconds), flush=True)
         else:
             receive(node, args.out)
         return 0
@@ -90,7 +90,4 @@ def main() -> int:
 
 if __name__ == "__main__":
     # Not sys.exit: the middleware's threads are not to outlive the shutdown.
-    sys.stdout.flush()
-    code = main()
-    sys.stdout.flush()
-    os._exit(code)
+    os._exit(main())

@@ -17,7 +17,7 @@ from typing import Any
 import rclpy
 from lifecycle_msgs.msg import State, Transition
 from lifecycle_msgs.srv import ChangeState, GetState
-from rclpy.executors import ExternalShutdownException
+from rclpy.executors import Executor, ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.utilities import remove_ros_args
 
@@ -32,7 +32,12 @@ CONFIGURE = (Transition.TRANSITION_CONFIGURE, "unconfigured", "inactive")
 ACTIVATE = (Transition.TRANSITION_ACTIVATE, "inactive", "active")
 DEACTIVATE = (Transition.TRANSITION_DEACTIVATE, "active", "inactive")
 CLEAN_UP = (Transition.TRANSITION_CLEANUP, "inactive", "unconfigured")
-NAMES = {CONFIGURE: "configure", ACTIVATE: "activate", DEACTIVATE: "deactivate", CLEAN_UP: "clean up"}
+NAMES = {
+    CONFIGURE: "configure",
+    ACTIVATE: "activate",
+    DEACTIVATE: "deactivate",
+    CLEAN_UP: "clean up",
+}
 # What a node that answers at all needs to answer; transitions have a time-out of their own.
 ANSWER_TIMEOUT_S = 10.0
 
@@ -42,11 +47,14 @@ class BringupError(RuntimeError):
 
 
 class ManagedNode:
-    """A lifecycle node, seen through its services. ``name`` is relative to ours, or absolute."""
+    """A lifecycle node, seen through its services. ``name`` is relative to ours, or absolute.
 
-    def __init__(self, node: Node, name: str) -> None:
+    ``executor`` spins ``node``, the one that asks.
+    """
+
+    def __init__(self, node: Node, executor: Executor, name: str) -> None:
         self.name = name
-        self._node = node
+        self._executor = executor
         self._get = node.create_client(GetState, f"{name}/get_state")
         self._change = node.create_client(ChangeState, f"{name}/change_state")
 
@@ -91,7 +99,7 @@ class ManagedNode:
 
     def _call(self, client: Any, request: Any, timeout_s: float, what: str) -> Any:
         future = client.call_async(request)
-        rclpy.spin_until_future_complete(self._node, future, timeout_sec=timeout_s)
+        self._executor.spin_until_future_complete(future, timeout_s)
         if not future.done():
             client.remove_pending_request(future)
             raise BringupError(f"{self.name}: did not {what} within {timeout_s:g} s")
@@ -139,7 +147,9 @@ def main() -> int:
     rclpy.init()
     try:
         node = rclpy.create_node("cosmos3_bringup")
-        managed = [ManagedNode(node, name) for name in args.nodes]
+        executor = SingleThreadedExecutor()
+        executor.add_node(node)
+        managed = [ManagedNode(node, executor, name) for name in args.nodes]
         bring_up(managed, args.discovery_timeout, args.timeout)
         node.get_logger().info(f"active: {', '.join(args.nodes)}")
         return 0

@@ -7,7 +7,7 @@ falling silent is not stopping, a position controller downstream executes the la
 from __future__ import annotations
 
 import math
-import os
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -37,6 +37,7 @@ from cosmos3_ros.nodes.parameters import (
     qos_profile,
     reliability_parameter,
 )
+from cosmos3_ros.nodes.running import run
 from cosmos3_ros.policy.embodiment import load_embodiment
 
 DIAGNOSTICS_PERIOD_S = 1.0
@@ -327,10 +328,8 @@ def _release(parts: list[Callable[[], object]]) -> None:
 
 def main() -> int:
     """Run the node until it is told to end."""
-    from cosmos3_ros.nodes.running import run
-
     return run(ControllerNode)
 
 
 if __name__ == "__main__":
-    os._exit(main())
+    sys.exit(main())

@@ -16,16 +16,19 @@ from typing import Any
 import numpy as np
 from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
-from rclpy.clock import Clock, ClockType, JumpThreshold, TimeJump
+from rclpy.clock import Clock, JumpThreshold, TimeJump
+from rclpy.clock_type import ClockType
 from rclpy.duration import Duration
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import Float64, String
 from tokenizers import Tokenizer
 
+from cosmos3_ros.control.chunk import Chunk
 from cosmos3_ros.engine.backends import BACKENDS, open_backend
 from cosmos3_ros.engine.bundle import TOKENIZER, Bundle, load_bundle
 from cosmos3_ros.msg import ActionChunk, PolicyStatus
+from cosmos3_ros.nodes.chunks import message_from_chunk
 from cosmos3_ros.nodes.images import image_message
 from cosmos3_ros.nodes.observer import Observer, Tolerances
 from cosmos3_ros.nodes.parameters import (
@@ -276,20 +279,15 @@ class PolicyNode(LifecycleNode):
 
     def _publish_plan(self, stamped: StampedPlan) -> None:
         """On the planning thread."""
-        embodiment, rows = self._policy.embodiment, stamped.plan.rows
-        message = ActionChunk()
-        message.header.stamp = time_message(stamped.stamp_ns)
-        message.header.frame_id = embodiment.base_frame
-        message.plan_id = stamped.plan_id
-        message.embodiment = embodiment.name
-        message.instruction = stamped.instruction
-        message.rate_hz = self._policy.contract.fps
-        message.channel_names = list(embodiment.channel_names)
-        message.channel_units = list(embodiment.channel_units)
-        message.rows, message.width = rows.shape
-        message.data = rows.ravel().tolist()
-        message.committed_rows = stamped.plan.committed_rows
-        message.plan_latency = stamped.latency_s
+        rate_hz = self._policy.contract.fps
+        chunk = Chunk(stamped.plan_id, stamped.stamp_ns, rate_hz, stamped.plan.rows)
+        message = message_from_chunk(
+            chunk,
+            self._policy.embodiment,
+            instruction=stamped.instruction,
+            committed_rows=stamped.plan.committed_rows,
+            plan_latency_s=stamped.latency_s,
+        )
         self._chunks.publish(message)
         assert self._painter is not None
         self._painter.offer(stamped)

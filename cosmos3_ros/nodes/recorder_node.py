@@ -6,7 +6,6 @@ their stamps. The file gets its name when the node ends; until then nothing look
 
 from __future__ import annotations
 
-import os
 import queue
 import sys
 import threading
@@ -67,9 +66,7 @@ class RecorderNode(Node):
         self._writer = BagWriter(Path(parameters.output), self._awaited)
         self._wall_ns = time.time_ns() - time.monotonic_ns()
         self._arrived: queue.SimpleQueue[tuple[str, int, bytes] | None] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = threading.Thread(
-            target=self._write, name="writer"
-        )
+        self._thread: threading.Thread | None = threading.Thread(target=self._write, name="writer")
         self._thread.start()
         self.create_timer(DISCOVERY_PERIOD_S, self._discover)
 
@@ -155,4 +152,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    os._exit(main())
+    sys.exit(main())

@@ -2,37 +2,67 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
+from types import FrameType
 
 import rclpy
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.impl.implementation_singleton import rclpy_implementation
+from rclpy.lifecycle import LifecycleNode
 from rclpy.node import Node
+from rclpy.signals import SignalHandlerOptions
+
+# How soon an interrupt is noticed when nothing else wakes the node.
+WAKE_PERIOD_S = 0.1
 
 
 def run(make_node: Callable[[], Node]) -> int:
-    """Spin a node until it is interrupted; returns the exit code of the process.
+    """Spin a node until SIGINT or SIGTERM; returns the exit code of the process.
 
-    Ctrl-C in a terminal reaches a node twice, from the terminal and from launch: the second must
-    not cut the clean-up short, nor turn the exit code into a failure.
+    The signals are taken before rclpy starts and instead of rclpy's own handler, which would shut
+    the context down at once: the node still deactivates with its last words. Ctrl-C reaches a node
+    twice, from the terminal and from launch; the second changes nothing.
     """
-    rclpy.init()
-    node = None
+    interrupted = False
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal interrupted
+        interrupted = True
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)
+    rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
     try:
         node = make_node()
         executor = SingleThreadedExecutor()
         executor.add_node(node)
-        executor.spin()
-    except (KeyboardInterrupt, ExternalShutdownException):
-        pass
+        while not interrupted and rclpy.ok():
+            _spin_once(executor, node)
+        if isinstance(node, LifecycleNode):
+            _finalize(node)
+        node.destroy_node()
     finally:
-        _without_interrupts(node.destroy_node if node is not None else None)
-        _without_interrupts(rclpy.try_shutdown)
+        rclpy.try_shutdown()
+        # Python gives a signal it handles back to its default when it ends, but not an ignored one.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
     return 0
 
 
-def _without_interrupts(step: Callable[[], object] | None) -> None:
+def _spin_once(executor: SingleThreadedExecutor, node: Node) -> None:
     try:
-        if step is not None:
-            step()
-    except KeyboardInterrupt:
-        _without_interrupts(step)
+        executor.spin_once(timeout_sec=WAKE_PERIOD_S)
+    except ExternalShutdownException:
+        pass  # somebody in this process ended ROS; the loop sees it
+    except rclpy_implementation.RCLError as error:
+        # Jazzy raises a transition that the present state does not have out of the executor.
+        # A stray request must not silence a node that holds an arm.
+        node.get_logger().error(f"request refused: {error}")
+
+
+def _finalize(node: LifecycleNode) -> None:
+    try:
+        node.trigger_shutdown()
+    except rclpy_implementation.RCLError:
+        pass  # finalized already

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -12,19 +13,22 @@ import matplotlib
 
 matplotlib.use("Agg")
 
-import numpy as np  # noqa: E402
-from matplotlib.axes import Axes  # noqa: E402
-from matplotlib.figure import Figure, SubFigure  # noqa: E402
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import NullFormatter, ScalarFormatter
 
-from cosmos3_ros.policy.embodiment import Embodiment, EmbodimentError, load_embodiment  # noqa: E402
-from cosmos3_ros.replay.bags import Bag, open_bag  # noqa: E402
-from cosmos3_ros.replay.pictures import (  # noqa: E402
+from cosmos3_ros.policy.embodiment import Embodiment, EmbodimentError, load_embodiment
+from cosmos3_ros.replay.bags import Bag, open_bag
+from cosmos3_ros.replay.pictures import (
     camera_topics,
     canvas_like,
     nearest_pictures,
     picture,
 )
-from cosmos3_ros.replay.summary import (  # noqa: E402
+from cosmos3_ros.replay.summary import (
     ACTION_CHUNK,
     Summary,
     command_topics,
@@ -34,6 +38,8 @@ from cosmos3_ros.replay.summary import (  # noqa: E402
 
 COLUMNS = 7
 WIDTH_IN = 15.0
+# What fits the width in the title's size.
+LONGEST_INSTRUCTION = 110
 COMMANDED, MEASURED, RECORDED = "#d1495b", "#2e6f95", "#9a9a9a"
 PLAN, HOLD, FRAME = "#3a7d44", "#f4b942", "#c9c9c9"
 # A difference of half the range is as wrong as a picture gets.
@@ -215,7 +221,7 @@ def _holds(bag: Bag, clock: _NodeClock) -> list[tuple[float, float]]:
 def draw(run: Run, png: Path) -> None:
     """Draw a run to a PNG file."""
     with matplotlib.rc_context({"font.size": 9, "axes.edgecolor": FRAME, "axes.linewidth": 0.8}):
-        heights = [0.85, _pictures_height(run), _joints_height(run), 2.1]
+        heights = [1.0, _pictures_height(run), _joints_height(run), 2.1]
         figure = Figure(figsize=(WIDTH_IN, sum(heights)), dpi=110, facecolor="white")
         parts = figure.subfigures(4, 1, height_ratios=heights, hspace=0.0)
         _draw_caption(parts[0], run.summary)
@@ -226,20 +232,27 @@ def draw(run: Run, png: Path) -> None:
 
 
 def _draw_caption(part: SubFigure, summary: Summary) -> None:
-    instruction = f"“{summary.instruction}”" if summary.instruction else "no instruction"
-    part.text(0.02, 0.72, instruction, fontsize=17, weight="bold", va="center")
+    spoken = textwrap.shorten(summary.instruction, LONGEST_INSTRUCTION, placeholder=" …")
+    title = f"“{spoken}”" if spoken else "no instruction"
     latency, jitter = summary.plan_latency_ms, summary.command_jitter_ms
-    figures = [
-        f"bundle {summary.bundle or 'unknown'} on {summary.backend or 'unknown'}",
-        f"{_figure(summary.duration_s)} s at {_figure(summary.pace)} × real time",
-        f"{summary.plans} plans, latency p50 {_figure(latency.p50)} p99 {_figure(latency.p99)} ms",
-        f"{summary.commands} commands at {_figure(summary.command_rate_hz)} Hz, jitter p50 "
-        f"{_figure(jitter.p50)} p99 {_figure(jitter.p99)} ms",
-        _counted(summary.predicted_frames, "predicted frame"),
-        f"{_counted(summary.dropped_observations, 'observation')} dropped",
-        _counted(summary.holds, "hold"),
+    lines = [
+        [
+            f"bundle {summary.bundle or 'unknown'} on {summary.backend or 'unknown'}",
+            f"{_figure(summary.duration_s)} s at {_figure(summary.pace)} × real time",
+            _counted(summary.predicted_frames, "predicted frame"),
+            f"{_counted(summary.dropped_observations, 'observation')} dropped",
+            _counted(summary.holds, "hold"),
+        ],
+        [
+            f"{_counted(summary.plans, 'plan')}, latency p50 {_figure(latency.p50)} ms, "
+            f"p99 {_figure(latency.p99)} ms",
+            f"{_counted(summary.commands, 'command')} at {_figure(summary.command_rate_hz)} Hz, "
+            f"jitter p50 {_figure(jitter.p50)} ms, p99 {_figure(jitter.p99)} ms",
+        ],
     ]
-    part.text(0.02, 0.26, "   ·   ".join(figures), fontsize=9, color="#444444", va="center")
+    part.text(0.02, 0.76, title, fontsize=17, weight="bold", va="center")
+    for height, figures in zip((0.42, 0.18), lines, strict=True):
+        part.text(0.02, height, "   ·   ".join(figures), color="#444444", va="center")
 
 
 def _picture_rows(glimpses: list[Glimpse]) -> list[tuple[str, list[np.ndarray | None]]]:
@@ -351,9 +364,6 @@ def _draw_joints(part: SubFigure, run: Run) -> None:
 
 
 def _draw_legend(part: SubFigure, lines: dict[str, Any], run: Run, height: float) -> None:
-    from matplotlib.lines import Line2D
-    from matplotlib.patches import Patch
-
     handles = list(lines.values())
     if len(run.plan_starts_s):
         handles.append(
@@ -399,11 +409,19 @@ def _draw_strips(part: SubFigure, run: Run) -> None:
     axes.set_title("between commands, wall time [ms]", loc="left", fontsize=11, weight="bold")
     axes.plot(run.command_times_s, run.command_intervals_ms, ".", color=COMMANDED, ms=2, alpha=0.6)
     if len(run.command_intervals_ms):
-        middle = float(np.median(run.command_intervals_ms))
-        axes.axhline(middle, color="#444444", lw=0.8)
-        axes.text(run.end_s, middle, f"median {middle:.1f} ", fontsize=8, ha="right", va="bottom")
-        axes.set_ylim(top=1.15 * float(run.command_intervals_ms.max()))
-    axes.set_ylim(bottom=0)
+        median = float(np.median(run.command_intervals_ms))
+        # A late command is many times its period: a linear scale would hide all the others.
+        axes.set_yscale("log")
+        axes.set_ylim(
+            min(median / 4, float(run.command_intervals_ms.min()) / 1.3),
+            max(median * 4, float(run.command_intervals_ms.max()) * 1.3),
+        )
+        axes.yaxis.set_major_formatter(ScalarFormatter())
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.text(
+            0.995, 0.92, f"median {median:.1f} ms", transform=axes.transAxes, fontsize=9,
+            ha="right", va="center",
+        )  # fmt: skip
     axes.set_xlabel("time [s]", fontsize=9)
 
 

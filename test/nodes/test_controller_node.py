@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import os
 import signal
@@ -46,9 +45,6 @@ FINGER = "panda_finger_joint1"
 HOME = np.array([0.0, 0.3, 0.0, -2.3, 0.0, 2.6, 0.8, 0.0])  # channels; the gripper open
 SPEED = 0.5  # rad/s of the first joint in a ramp, well inside its limit
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
-
-# A domain a test: what one test leaves in discovery cannot reach another.
-domain_ids = itertools.cycle(range(40, 100))
 
 
 def time_message(ns: int) -> Time:
@@ -157,9 +153,9 @@ Maker = Callable[..., Graph]
 
 
 @pytest.fixture
-def graph() -> Iterator[Maker]:
+def graph(ros_domain_id: int) -> Iterator[Maker]:
     context = Context()
-    rclpy.init(args=[], context=context, domain_id=next(domain_ids))
+    rclpy.init(args=[], context=context, domain_id=ros_domain_id)
     made: list[Graph] = []
 
     def make(**parameters: Any) -> Graph:
@@ -529,13 +525,13 @@ class Process:
 
 
 @pytest.fixture
-def process() -> Iterator[Callable[..., Process]]:
-    context, domain_id = Context(), next(domain_ids)
-    rclpy.init(args=[], context=context, domain_id=domain_id)
+def process(ros_domain_id: int) -> Iterator[Callable[..., Process]]:
+    context = Context()
+    rclpy.init(args=[], context=context, domain_id=ros_domain_id)
     made: list[Process] = []
 
     def make(*parameters: str) -> Process:
-        made.append(Process(context, domain_id, *parameters))
+        made.append(Process(context, ros_domain_id, *parameters))
         return made[-1]
 
     yield make
@@ -562,6 +558,24 @@ def test_two_interrupts_end_the_process_with_exit_code_0(
     _, errors = p.process.communicate(timeout=15)
     assert p.process.returncode == 0, errors
     assert "Traceback" not in errors
+
+
+def test_a_transition_the_state_does_not_have_silences_nothing(
+    process: Callable[..., Process],
+) -> None:
+    p = process()
+    assert p.change(Transition.TRANSITION_CONFIGURE)
+    assert p.change(Transition.TRANSITION_ACTIVATE)
+    assert p.until(lambda: len(p.commands) > 2)
+    p.change(Transition.TRANSITION_ACTIVATE)
+    p.commands.clear()
+    assert p.until(lambda: len(p.commands) > 5, 3.0), "commands ended with the stray request"
+    reports = len(p.diagnostics)
+    p.process.send_signal(signal.SIGINT)
+    assert p.until(lambda: len(p.diagnostics) > reports, 5.0), "no last report"
+    _, errors = p.process.communicate(timeout=15)
+    assert p.process.returncode == 0, errors
+    assert "request refused" in errors
 
 
 def test_parameters_from_the_command_line_reach_the_node(

@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 from builtin_interfaces.msg import Time
 from bundles import Exported
-from cosmos3_ros.msg import ActionChunk, PolicyStatus
 from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import TransitionCallbackReturn
@@ -26,6 +25,7 @@ from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import Float64, String
 
+from cosmos3_ros.msg import ActionChunk, PolicyStatus
 from cosmos3_ros.nodes.images import image_message
 from cosmos3_ros.nodes.parameters import qos_profile
 from cosmos3_ros.nodes.policy_node import PolicyNode

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from datasets import write_dataset
+from episodes import write_dataset
 from recordings import write_recording
 
 

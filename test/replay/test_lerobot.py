@@ -11,7 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from datasets import CAMERAS, LENGTHS, shade, write_video
+from episodes import CAMERAS, LENGTHS, shade, write_video
 from recordings import FPS, HEIGHT, JOINTS, WIDTH
 
 from cosmos3_ros.cli import main

@@ -10,7 +10,6 @@ import av
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-
 from recordings import FPS, HEIGHT, WIDTH
 
 # A data set of two episodes in one file, as LeRobot v3 packs them.

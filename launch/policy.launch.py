@@ -1,0 +1,210 @@
+"""The policy node and the controller node, configured and activated.
+
+    ros2 launch cosmos3_ros policy.launch.py bundle:=/path/to/bundle embodiment:=droid_joint_pos \\
+        camera_topics:="wrist=/wrist/color/image_raw exterior_1=/left/color/image_raw"
+
+When one of the two cannot be brought up the launch ends, with the reason in the log. When the
+policy node ends later, the controller node stays and holds the arm.
+"""
+
+from launch import LaunchContext, LaunchDescription
+from launch.actions import (
+    DeclareLaunchArgument,
+    EmitEvent,
+    OpaqueFunction,
+    RegisterEventHandler,
+    SetEnvironmentVariable,
+)
+from launch.event_handlers import OnProcessExit
+from launch.events import Shutdown
+from launch.events.process import ProcessExited
+from launch.launch_description_entity import LaunchDescriptionEntity
+from launch.substitutions import EnvironmentVariable, LaunchConfiguration, PathJoinSubstitution
+from launch_ros.actions import Node
+from launch_ros.parameter_descriptions import ParameterValue
+from launch_ros.substitutions import FindPackageShare
+
+PACKAGE = "cosmos3_ros"
+DDS_PROFILE = "FASTRTPS_DEFAULT_PROFILES_FILE"
+# Arguments that become parameters where they are not empty; an empty one leaves the parameter file's
+# value. The controller node has no bundle, and takes an embodiment that the bundle would imply.
+POLICY_PARAMETERS = ("bundle", "backend", "embodiment", "image_transport", "gripper_source")
+CONTROLLER_PARAMETERS = ("embodiment", "command_interface", "gripper_source")
+
+
+def shipped(*parts: str) -> PathJoinSubstitution:
+    """Path of a file of this package."""
+    return PathJoinSubstitution([FindPackageShare(PACKAGE), *parts])
+
+
+def declared_arguments() -> list[DeclareLaunchArgument]:
+    """The arguments of this launch file, which others pass on."""
+    return [
+        DeclareLaunchArgument("bundle", default_value="", description="Folder of the bundle."),
+        DeclareLaunchArgument(
+            "backend", default_value="", description="Who runs the graphs, e.g. onnxruntime."
+        ),
+        DeclareLaunchArgument(
+            "embodiment",
+            default_value="",
+            description="Embodiment name or file; empty: as in params_file.",
+        ),
+        DeclareLaunchArgument("namespace", default_value="", description="Of both nodes."),
+        DeclareLaunchArgument(
+            "params_file",
+            default_value=shipped("config", "policy.params.yaml"),
+            description="Parameters of both nodes.",
+        ),
+        DeclareLaunchArgument(
+            "use_sim_time", default_value="false", description="Follow /clock: true or false."
+        ),
+        DeclareLaunchArgument(
+            "image_transport", default_value="", description="Cameras are raw or compressed."
+        ),
+        DeclareLaunchArgument(
+            "gripper_source",
+            default_value="",
+            description="Closedness comes from the gripper's joint, or the topic gripper_state.",
+        ),
+        DeclareLaunchArgument(
+            "command_interface",
+            default_value="",
+            description="joint_command, joint_trajectory or position_commands.",
+        ),
+        DeclareLaunchArgument(
+            "camera_topics",
+            default_value="",
+            description="The robot's image topics, as NAME=TOPIC, separated by spaces; a camera "
+            "that is not named stays on camera/NAME/image.",
+        ),
+        DeclareLaunchArgument(
+            "joint_states_topic", default_value="joint_states", description="sensor_msgs/JointState"
+        ),
+        DeclareLaunchArgument(
+            "gripper_topic", default_value="gripper_state", description="std_msgs/Float64"
+        ),
+        DeclareLaunchArgument(
+            "instruction_topic", default_value="instruction", description="std_msgs/String"
+        ),
+        DeclareLaunchArgument(
+            "command_topic",
+            default_value="",
+            description="Where the commands go; empty: the name of the command_interface.",
+        ),
+        DeclareLaunchArgument(
+            "dds_profile",
+            default_value=EnvironmentVariable(
+                DDS_PROFILE, default_value=shipped("config", "fastdds_shm.xml")
+            ),
+            description="Fast DDS profile of everything started here; the user's own by default.",
+        ),
+        DeclareLaunchArgument(
+            "log_level", default_value="info", description="debug, info, warn, error or fatal."
+        ),
+        DeclareLaunchArgument(
+            "bringup_timeout",
+            default_value="300.0",
+            description="How long a node may take to configure or to activate [s].",
+        ),
+    ]
+
+
+def camera_remappings(camera_topics: str) -> list[tuple[str, str]]:
+    """Remappings of ``NAME=TOPIC`` words. Raises ValueError for a word that is none."""
+    remappings = []
+    for word in camera_topics.split():
+        name, _, topic = word.partition("=")
+        if not name or not topic:
+            raise ValueError(
+                f"camera_topics holds '{word}'; expected NAME=TOPIC, for example "
+                "wrist=/wrist/color/image_raw"
+            )
+        remappings.append((f"camera/{name}/image", topic))
+        remappings.append((f"camera/{name}/image/compressed", f"{topic}/compressed"))
+    return remappings
+
+
+def end_when_bringup_failed(
+    event: ProcessExited, context: LaunchContext
+) -> list[LaunchDescriptionEntity]:
+    """Nodes that were not brought up do nothing: end, so that nobody waits for them."""
+    if event.returncode == 0 or context.is_shutdown:
+        return []
+    return [EmitEvent(event=Shutdown(reason="the nodes could not be brought up; see the log"))]
+
+
+def nodes(context: LaunchContext) -> list[LaunchDescriptionEntity]:
+    """Both nodes and the bring-up, from the arguments' values."""
+
+    def value(name: str) -> str:
+        return str(LaunchConfiguration(name).perform(context))
+
+    def given(names: tuple[str, ...]) -> dict[str, ParameterValue]:
+        return {n: ParameterValue(value(n), value_type=str) for n in names if value(n)}
+
+    use_sim_time = ParameterValue(LaunchConfiguration("use_sim_time"), value_type=bool)
+    joint_remappings = [
+        ("joint_states", value("joint_states_topic")),
+        ("gripper_state", value("gripper_topic")),
+    ]
+    command_remappings = [
+        (interface, value("command_topic"))
+        for interface in ("joint_command", "joint_trajectory", "position_commands")
+        if value("command_topic")
+    ]
+    ros_arguments = ["--log-level", value("log_level")]
+    policy = Node(
+        package=PACKAGE,
+        executable="policy_node",
+        namespace=value("namespace"),
+        parameters=[
+            value("params_file"),
+            {**given(POLICY_PARAMETERS), "use_sim_time": use_sim_time},
+        ],
+        remappings=[
+            *joint_remappings,
+            ("instruction", value("instruction_topic")),
+            *camera_remappings(value("camera_topics")),
+        ],
+        ros_arguments=ros_arguments,
+        output="screen",
+    )
+    controller = Node(
+        package=PACKAGE,
+        executable="controller_node",
+        namespace=value("namespace"),
+        parameters=[
+            value("params_file"),
+            {**given(CONTROLLER_PARAMETERS), "use_sim_time": use_sim_time},
+        ],
+        remappings=[*joint_remappings, *command_remappings],
+        ros_arguments=ros_arguments,
+        output="screen",
+    )
+    # The controller first: it holds the arm while the policy node warms up.
+    bringup = Node(
+        package=PACKAGE,
+        executable="bringup",
+        namespace=value("namespace"),
+        arguments=[
+            "cosmos3_controller",
+            "cosmos3_policy",
+            "--timeout",
+            value("bringup_timeout"),
+        ],
+        ros_arguments=ros_arguments,
+        output="screen",
+    )
+    failure = OnProcessExit(target_action=bringup, on_exit=end_when_bringup_failed)
+    return [RegisterEventHandler(failure), controller, policy, bringup]
+
+
+def generate_launch_description() -> LaunchDescription:
+    """What ``ros2 launch`` asks for."""
+    return LaunchDescription(
+        [
+            *declared_arguments(),
+            SetEnvironmentVariable(DDS_PROFILE, LaunchConfiguration("dds_profile")),
+            OpaqueFunction(function=nodes),
+        ]
+    )
