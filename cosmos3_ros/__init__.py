@@ -1,4 +1,4 @@
-"""Cosmos 3 policies on ROS 2: plan asynchronously, speak at control rate, hold when anything fails."""
+"""Cosmos 3 policies on ROS 2: plan asynchronously, speak at control rate, hold on any fault."""
 
 from pkgutil import extend_path
 

@@ -1,8 +1,8 @@
 """Benchmarks: ``./run bench images``.
 
 ``images``: camera frames between two processes, best effort, with and without the DDS profile that
-the package ships. Without it Fast DDS's defaults apply, but for UDP, which stays on loopback here as
-it does with the profile: the two runs differ in the size of the shared-memory segment alone.
+the package ships. Without it Fast DDS's defaults apply, but for UDP, which stays on loopback as it
+does with the profile: the two runs differ in the size of the shared-memory segment alone.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from cosmos3_ros.processes import Children, ProcessFailed, ros_environment
+from cosmos3_ros.processes import Children, ProcessFailed, end_on_signals, ros_environment
 from cosmos3_ros.resources import resource
 
 NAMESPACE = "{http://www.eprosima.com}"
@@ -96,4 +96,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    end_on_signals()
     sys.exit(main())

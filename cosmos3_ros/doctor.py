@@ -193,7 +193,9 @@ def attempt(check: Check, *arguments: str) -> Finding:
             command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S
         )
     except subprocess.TimeoutExpired:
-        return Finding(check.name, False, f"no end after {TIMEOUT_S:g} s", check.remedy, check.needed)
+        return Finding(
+            check.name, False, f"no end after {TIMEOUT_S:g} s", check.remedy, check.needed
+        )
     if done.returncode == 0:
         return Finding(check.name, True, _last_line(done.stdout))
     found = _last_line(done.stderr) or f"ended with code {done.returncode}"

@@ -30,7 +30,7 @@ from cosmos3_ros.resources import resource
 # machine, never minutes.
 STOP_TIMEOUT_S = 15.0
 SHARED_MEMORY = Path("/dev/shm")
-_SEGMENTS = (f"{SHARED_MEMORY}/fastrtps_", f"{SHARED_MEMORY}/sem.fastrtps_")
+_SEGMENTS = f"{SHARED_MEMORY}/fastrtps_"
 _POLL_S = 0.05
 # Reading what a process has mapped takes milliseconds.
 _NOTE_PERIOD_S = 1.0
@@ -144,22 +144,32 @@ class Children:
         self._note_shared_memory()
         while self.running:
             endings.append(_end(self.running.pop(), timeout_s))
-        for path in self._shared_memory:
-            path.unlink(missing_ok=True)
-        self._shared_memory.clear()
+        self._remove_shared_memory()
         return endings
 
     def _note_shared_memory(self) -> None:
-        """Remember the DDS segments and lock files the children hold: a killed one leaves them."""
+        """Remember the DDS segments that the children hold: a killed one leaves them."""
         self._noted_s = time.monotonic()
         for child in self.running:
-            proc = Path("/proc") / str(child.process.pid)
-            with suppress(OSError):
-                mapped = (line.split()[-1] for line in (proc / "maps").read_text().splitlines())
-                held = (str(link.readlink()) for link in (proc / "fd").iterdir())
-                self._shared_memory |= {
-                    Path(name) for name in (*mapped, *held) if name.startswith(_SEGMENTS)
-                }
+            self._shared_memory |= _segments(child.process.pid)
+
+    def _remove_shared_memory(self) -> None:
+        # Some are shared with every participant on the machine: not while anybody holds them.
+        pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+        for path in self._shared_memory.difference(*map(_segments, pids)):
+            path.unlink(missing_ok=True)
+            path.with_name(f"sem.{path.name}_mutex").unlink(missing_ok=True)
+        self._shared_memory.clear()
+
+
+def _segments(pid: int) -> set[Path]:
+    """Segments and lock files of Fast DDS that a process has open; none where we may not look."""
+    proc = Path("/proc") / str(pid)
+    with suppress(OSError):
+        mapped = (line.split()[-1] for line in (proc / "maps").read_text().splitlines())
+        opened = (str(link.readlink()) for link in (proc / "fd").iterdir())
+        return {Path(name) for name in (*mapped, *opened) if name.startswith(_SEGMENTS)}
+    return set()
 
 
 def _end(child: Child, timeout_s: float) -> Ending:

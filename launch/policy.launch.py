@@ -26,8 +26,7 @@ from launch_ros.substitutions import FindPackageShare
 
 PACKAGE = "cosmos3_ros"
 DDS_PROFILE = "FASTRTPS_DEFAULT_PROFILES_FILE"
-# Arguments that become parameters where they are not empty; an empty one leaves the parameter file's
-# value. The controller node has no bundle, and takes an embodiment that the bundle would imply.
+# Arguments that become parameters; one that is empty leaves the value of the parameter file.
 POLICY_PARAMETERS = ("bundle", "backend", "embodiment", "image_transport", "gripper_source")
 CONTROLLER_PARAMETERS = ("embodiment", "command_interface", "gripper_source")
 

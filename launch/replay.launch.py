@@ -75,7 +75,7 @@ def generate_launch_description() -> LaunchDescription:
                 "bag": ParameterValue(LaunchConfiguration("bag"), value_type=str),
                 "rate": ParameterValue(LaunchConfiguration("rate"), value_type=float),
                 "instruction": ParameterValue(LaunchConfiguration("instruction"), value_type=str),
-                # The bring-up is under way when the player starts: it waits for the nodes to listen.
+                # The nodes are being brought up meanwhile: the player waits until they listen.
                 "match_timeout_s": 300.0,
             }
         ],

@@ -1,4 +1,4 @@
-"""As much of ``launch`` and ``launch_ros`` as the launch files use, where ROS's own are not installed.
+"""As much of ``launch`` and ``launch_ros`` as the launch files use, where the real ones are not.
 
 It performs substitutions and lists the processes that would be started, with the command lines that
 launch_ros gives them. Names and signatures are those of Jazzy.
@@ -209,12 +209,12 @@ class Node:
     def command_line(self, parameter_file: Path) -> list[str]:
         """Arguments as launch_ros writes them; the parameters go through ``parameter_file``."""
         found = self.resolved
-        parameter_file.write_text(
-            yaml.safe_dump({"/**": {"ros__parameters": found["parameters"]}})
-        )
+        parameter_file.write_text(yaml.safe_dump({"/**": {"ros__parameters": found["parameters"]}}))
         line = [*found["arguments"], "--ros-args", *found["ros_arguments"]]
         line += ["-r", f"__ns:={found['namespace']}"]
-        for path in [*found["files"], str(parameter_file)] if found["parameters"] else found["files"]:
+        for path in (
+            [*found["files"], str(parameter_file)] if found["parameters"] else found["files"]
+        ):
             line += ["--params-file", path]
         for before, after in found["remappings"].items():
             line += ["-r", f"{before}:={after}"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 
 from cosmos3_ros.replay.bags import BagWriter, encode, message_class
@@ -31,6 +32,12 @@ def image(stamp_ns: int, rgb: np.ndarray) -> bytes:
     return encode(make(header(stamp_ns), height, width, "rgb8", 0, width * 3, rgb.reshape(-1)))
 
 
+def compressed_image(stamp_ns: int, rgb: np.ndarray) -> bytes:
+    _, data = cv2.imencode(".jpg", np.ascontiguousarray(rgb[..., ::-1]))
+    make = message_class("sensor_msgs/msg/CompressedImage")
+    return encode(make(header(stamp_ns), "jpeg", data.reshape(-1)))
+
+
 def string(text: str) -> bytes:
     return encode(message_class("std_msgs/msg/String")(text))
 
@@ -41,24 +48,24 @@ def chunk(stamp_ns: int, plan_id: int, latency_s: float) -> bytes:
     names = [*(f"joint_{i}" for i in range(1, 8)), "gripper"]
     units = ["rad"] * 7 + ["1"]
     data = np.zeros(rows * width)
-    return encode(
-        make(
-            header(stamp_ns), plan_id, "droid_exterior", "Pick up the pen.", 15.0, names, units,
-            rows, width, data, 0, latency_s,
-        )  # fmt: skip
-    )
+    message = make(
+        header(stamp_ns), plan_id, "droid_exterior", "Pick up the pen.", 15.0, names, units,
+        rows, width, data, 0, latency_s,
+    )  # fmt: skip
+    return encode(message)
 
 
-def status(stamp_ns: int, plans: int, refused: dict[str, int]) -> bytes:
+def status(
+    stamp_ns: int, plans: int, refused: dict[str, int], state: int = 2, reason: str = ""
+) -> bytes:
     make = message_class("cosmos3_ros/msg/PolicyStatus")
     counts = np.array(list(refused.values()), np.uint64)
     none = np.zeros(0, np.uint64)
-    return encode(
-        make(
-            header(stamp_ns), 2, "", "onnxruntime", "tiny_droid", "ab" * 32, "Pick up the pen.",
-            0.2, 0.2, 0.3, 0.1, plans, plans, plans, list(refused), counts, [], none,
-        )  # fmt: skip
-    )
+    message = make(
+        header(stamp_ns), state, reason, "onnxruntime", "tiny_droid", "ab" * 32, "Pick up the pen.",
+        0.2, 0.2, 0.3, 0.1, plans, plans, plans, list(refused), counts, [], none,
+    )  # fmt: skip
+    return encode(message)
 
 
 def diagnostics(stamp_ns: int, **values: object) -> bytes:

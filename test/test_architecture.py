@@ -1,4 +1,4 @@
-"""Who may import whom: the arrows between the rooms, and where the heavy packages may be imported."""
+"""Who may import whom: the arrows between the rooms, and the few places of the heavy packages."""
 
 from __future__ import annotations
 
@@ -23,8 +23,12 @@ ARROWS = {
     "sim": ("sim", "policy.embodiment", "msg"),
 }
 EVERYBODYS = ("resources", "processes")
-# Bags are read and written by two nodes; nothing else of replay is seen by a node.
-ALSO = {"nodes.player_node": ("replay.bags",), "nodes.recorder_node": ("replay.bags",)}
+# Two nodes read and write bags, and the demo reports as a replay does.
+ALSO = {
+    "nodes.player_node": ("replay.bags",),
+    "nodes.recorder_node": ("replay.bags",),
+    "sim.demo": ("replay.report", "replay.summary"),
+}
 
 ROS_PACKAGES = {
     "rclpy", "action_msgs", "builtin_interfaces", "diagnostic_msgs", "geometry_msgs",
@@ -100,8 +104,7 @@ def test_control_imports_nothing_of_ours() -> None:
 @pytest.mark.parametrize("module", ["nodes.policy_node", "nodes.controller_node", "cli"])
 def test_the_robots_processes_load_neither_torch_nor_diffusers(module: str) -> None:
     code = (
-        f"import sys, cosmos3_ros.{module}\n"
-        f"print(*sorted(set(sys.modules) & {EXPORT_PACKAGES!r}))"
+        f"import sys, cosmos3_ros.{module}\nprint(*sorted(set(sys.modules) & {EXPORT_PACKAGES!r}))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

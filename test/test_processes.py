@@ -16,6 +16,7 @@ from cosmos3_ros.processes import (
     SHARED_MEMORY,
     Children,
     ProcessFailed,
+    _segments,
     free_domain_id,
     ros_environment,
 )
@@ -108,20 +109,25 @@ def test_waiting_ends_with_the_child_and_fails_with_any(children: Children) -> N
 
 
 def test_a_killed_node_leaves_no_shared_memory_and_its_domain_is_not_given_away(
-    children: Children,
+    children: Children, tmp_path: Path
 ) -> None:
     node = children.start_module("sim_node", "cosmos3_ros.sim.sim_node")
     until(lambda: "episode 0" in node.log.read_text())
     children.check()
-    held = set(children._shared_memory)
+    held = _segments(node.process.pid)
     assert held and all(path.parent == SHARED_MEMORY for path in held)
     domain_id = int(children.environment["ROS_DOMAIN_ID"])
     assert domain_id not in {free_domain_id() for _ in range(300)}
-    # One that is stopped cannot answer an interrupt, nor clean up.
-    node.process.send_signal(signal.SIGSTOP)
-    (ending,) = children.stop(timeout_s=0.3)
-    assert ending.killed
-    assert not [path for path in held if path.exists()]
+    with Children(tmp_path / "neighbour", ros_environment()) as neighbours:
+        neighbour = neighbours.start_module("sim_node", "cosmos3_ros.sim.sim_node")
+        until(lambda: "episode 0" in neighbour.log.read_text())
+        # One that is stopped cannot answer an interrupt, nor clean up.
+        node.process.send_signal(signal.SIGSTOP)
+        (ending,) = children.stop(timeout_s=0.3)
+        assert ending.killed
+        needed = _segments(neighbour.process.pid)
+        assert needed and all(path.exists() for path in needed)
+        assert not [path for path in held - needed if path.exists()]
 
 
 def test_no_domain_left_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,6 +54,7 @@ class ManagedNode:
 
     def __init__(self, node: Node, executor: Executor, name: str) -> None:
         self.name = name
+        self._node = node
         self._executor = executor
         self._get = node.create_client(GetState, f"{name}/get_state")
         self._change = node.create_client(ChangeState, f"{name}/change_state")
@@ -63,8 +64,9 @@ class ManagedNode:
         deadline = time.monotonic() + timeout_s
         for client in (self._get, self._change):
             if not client.wait_for_service(max(0.0, deadline - time.monotonic())):
+                service = self._node.resolve_service_name(client.srv_name)
                 raise BringupError(
-                    f"{self.name}: no service {client.srv_name} after {timeout_s:g} s; is the node "
+                    f"{self.name}: no service {service} after {timeout_s:g} s; is the node "
                     "running, in this namespace and on this ROS_DOMAIN_ID?"
                 )
 

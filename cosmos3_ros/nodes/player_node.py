@@ -8,7 +8,9 @@ yet: where reading or sending cannot keep up, the pace drops, no message comes l
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -20,6 +22,7 @@ from typing import Any
 import rclpy
 from rclpy.node import Node
 from rclpy.publisher import Publisher
+from rclpy.signals import SignalHandlerOptions
 from rosgraph_msgs.msg import Clock
 from std_msgs.msg import String
 
@@ -73,10 +76,14 @@ class PlayerParameters:
 
 
 class PlayerNode(Node):
-    """See the module and the README for parameters. ``play`` does everything."""
+    """See the module and the README for parameters. ``play`` does everything.
 
-    def __init__(self, **node_arguments: Any) -> None:
+    ``stop``: once set, playing ends early.
+    """
+
+    def __init__(self, stop: threading.Event, **node_arguments: Any) -> None:
         super().__init__("cosmos3_player", **node_arguments)
+        self._stop = stop
         self._settings = DeclaredParameters(self, PlayerParameters).read()
         self._clock_publisher = self.create_publisher(Clock, CLOCK, qos_profile("reliable", 10))
         self._shown_ns = 0
@@ -84,7 +91,7 @@ class PlayerNode(Node):
         self.sent: Counter[str] = Counter()
 
     def play(self) -> None:
-        """Play the bag; returns at its end, or when ROS shuts down.
+        """Play the bag; returns at its end, or when it is stopped.
 
         Raises BagError, PlayerError, and MessageTypeError of what is wrong with the bag.
         """
@@ -154,7 +161,7 @@ class PlayerNode(Node):
         publishers = {**publishers, CLOCK: self._clock_publisher}
         expected = self._expected_subscriptions(publishers)
         deadline = time.monotonic() + self._settings.match_timeout_s
-        while rclpy.ok():
+        while self._going():
             found = {topic: publishers[topic].get_subscription_count() for topic in expected}
             lacking = [topic for topic in expected if found[topic] < expected[topic]]
             if not lacking:
@@ -166,7 +173,7 @@ class PlayerNode(Node):
                     + "; are the policy and the controller node active, on this ROS_DOMAIN_ID?"
                 )
             self._show_clock()
-            time.sleep(CLOCK_PERIOD_S)
+            self._stop.wait(CLOCK_PERIOD_S)
 
     def _expected_subscriptions(self, publishers: dict[str, Publisher]) -> dict[str, int]:
         given = self._settings.expected_subscriptions
@@ -195,11 +202,11 @@ class PlayerNode(Node):
         for message in messages:
             due_ns = message.log_ns + offset_ns
             due_s = zero_s + due_ns / 1e9 / rate
-            while rclpy.ok() and (left_s := due_s - time.monotonic()) > 0:
-                time.sleep(min(left_s, CLOCK_PERIOD_S))
+            while self._going() and (left_s := due_s - time.monotonic()) > 0:
+                self._stop.wait(min(left_s, CLOCK_PERIOD_S))
                 now_ns = round((time.monotonic() - zero_s) * rate * 1e9)
                 self._clock_to(min(now_ns, due_ns))
-            if not rclpy.ok():
+            if not self._going():
                 return
             if (late_s := time.monotonic() - due_s) > LATE_S:
                 zero_s += late_s
@@ -216,9 +223,9 @@ class PlayerNode(Node):
     def _stand_still(self) -> None:
         """Let everyone find everyone, and let what is under way arrive."""
         until_s = time.monotonic() + self._settings.settle_s
-        while rclpy.ok() and time.monotonic() < until_s:
+        while self._going() and time.monotonic() < until_s:
             self._show_clock()
-            time.sleep(CLOCK_PERIOD_S)
+            self._stop.wait(CLOCK_PERIOD_S)
 
     def _clock_to(self, time_ns: int) -> None:
         if time_ns > self._shown_ns:
@@ -230,9 +237,12 @@ class PlayerNode(Node):
         message.clock.sec, message.clock.nanosec = divmod(self._shown_ns, 1_000_000_000)
         self._clock_publisher.publish(message)
 
+    def _going(self) -> bool:
+        return not self._stop.is_set() and bool(self.context.ok())
+
     def _report(self) -> None:
         sent = ", ".join(f"{count} {topic}" for topic, count in self.sent.items()) or "nothing"
-        self.get_logger().info(f"{'sent' if rclpy.ok() else 'interrupted; sent'} {sent}")
+        self.get_logger().info(f"{'sent' if self._going() else 'interrupted; sent'} {sent}")
         if self._stalled_s:
             self.get_logger().warning(
                 f"could not keep the pace: the clock stood still for {self._stalled_s:.2f} s in all"
@@ -252,17 +262,16 @@ def _ends(topic: str, name: str) -> bool:
 
 
 def main() -> int:
-    """Play a bag; 1 when it cannot be played."""
-    rclpy.init()
+    """Play a bag; 1 when it cannot be played. SIGINT and SIGTERM end it early."""
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
     try:
-        PlayerNode().play()
+        PlayerNode(stop).play()
     except (ValueError, OSError) as error:
         print(f"player_node: {error}", file=sys.stderr)
         return 1
-    except Exception:
-        # A publisher that Ctrl-C took away between two looks.
-        if rclpy.ok():
-            raise
     finally:
         rclpy.try_shutdown()
     return 0

@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import rclpy
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, ReliabilityPolicy
 
@@ -126,7 +125,7 @@ class RecorderNode(Node):
                     writer.write(*entry)
         except Exception as error:  # whatever it is, the node must end and say so
             self.failure = error
-            rclpy.try_shutdown()
+            self.context.try_shutdown()
 
 
 def main() -> int:

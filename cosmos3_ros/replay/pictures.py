@@ -24,13 +24,13 @@ ENCODINGS = {
 
 
 def camera_topics(bag: Bag) -> dict[str, str]:
-    """Topics of cameras that have pictures, by camera name: ``camera/<name>/image[/compressed]``."""
+    """By camera name, topics ``camera/<name>/image[/compressed]`` that have pictures."""
     found = {}
     for topic in [*bag.typed(IMAGE), *bag.typed(COMPRESSED_IMAGE)]:
         parts = topic.removesuffix("/compressed").split("/")
-        if len(parts) >= 3 and parts[-3] == "camera" and parts[-1] == "image":
-            if bag.topics[topic].count:
-                found[parts[-2]] = topic
+        is_camera = len(parts) >= 3 and parts[-3] == "camera" and parts[-1] == "image"
+        if is_camera and bag.topics[topic].count:
+            found[parts[-2]] = topic
     return found
 
 

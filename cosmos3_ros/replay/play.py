@@ -94,8 +94,11 @@ def main(args: argparse.Namespace) -> int:
     for name in (OUTPUT, SUMMARY, REPORT):
         (args.out / name).unlink(missing_ok=True)
     _run_nodes(args, embodiment_name, inputs)
-    summary = summarise(args.out / OUTPUT, args.out / SUMMARY)
-    report(args.out / OUTPUT, args.out / REPORT, inputs=args.bag)
+    with tqdm(desc="reporting", total=2, bar_format="{desc} {n} of {total}", disable=None) as bar:
+        summary = summarise(args.out / OUTPUT, args.out / SUMMARY)
+        bar.update()
+        report(args.out / OUTPUT, args.out / REPORT, inputs=args.bag)
+        bar.update()
     return _conclude(summary, args.out)
 
 
@@ -224,9 +227,8 @@ def _play(children: Children, args: argparse.Namespace, inputs: Inputs) -> None:
         **({"instruction": args.instruction} if args.instruction else {}),
     )
     length_s = inputs.duration_s / args.rate
-    with tqdm(
-        total=round(length_s), desc="playing", disable=None, bar_format="{l_bar}{bar}| {n} of {total} s"
-    ) as bar:
+    layout = "{l_bar}{bar}| {n} of {total} s"
+    with tqdm(total=round(length_s), desc="playing", disable=None, bar_format=layout) as bar:
         _wait(children, player, START_TIMEOUT_S + length_s / SLOWEST_PACE, bar)
 
 
@@ -274,12 +276,14 @@ def _conclude(summary: Summary, out: Path) -> int:
         ("written", ", ".join(str(out / name) for name in (OUTPUT, SUMMARY, REPORT))),
     ):
         print(f"{name:9} {value}")
-    if summary.plans and summary.commands:
+    if summary.plans and summary.commands and not summary.fault:
         return 0
-    reasons = ", ".join(f"{r} {n}" for r, n in summary.dropped_by_reason.items()) or "none"
+    refused = ", ".join(f"{r} {n}" for r, n in summary.dropped_by_reason.items()) or "none"
+    why = f"the policy node gave up: {summary.fault}. " * bool(summary.fault)
     print(
-        f"cosmos3 replay: {summary.plans} plans and {summary.commands} commands flowed; expected "
-        f"some of both. Observations refused: {reasons}; the nodes' logs are in {out / LOGS}",
+        f"cosmos3 replay: {why}{summary.plans} plans and {summary.commands} commands flowed; "
+        f"expected some of both to the end. Observations refused: {refused}; the nodes' logs are "
+        f"in {out / LOGS}",
         file=sys.stderr,
     )
     return 1

@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,10 @@ class Run:
     command_times_s: np.ndarray
     command_intervals_ms: np.ndarray
     end_s: float
+
+
+# Rows of pictures to draw: a label, and a picture or nothing for each column.
+PictureRows = list[tuple[str, list[np.ndarray | None]]]
 
 
 def report(bag: Path, png: Path, inputs: Path | None = None) -> None:
@@ -208,7 +213,7 @@ def _holds(bag: Bag, clock: _NodeClock) -> list[tuple[float, float]]:
     """Spans in which the controller held, as finely as it reports: once a second."""
     reports = controller_reports(bag)
     spans: list[tuple[float, float]] = []
-    for before, after in zip(reports, reports[1:], strict=False):
+    for before, after in pairwise(reports):
         held = after.values.get("state") == "holding"
         if held or after.values.get("holds") != before.values.get("holds"):
             start_s, end_s = clock.seconds(before.stamp_ns), clock.seconds(after.stamp_ns)
@@ -223,11 +228,12 @@ def draw(run: Run, png: Path) -> None:
     with matplotlib.rc_context({"font.size": 9, "axes.edgecolor": FRAME, "axes.linewidth": 0.8}):
         heights = [1.0, _pictures_height(run), _joints_height(run), 2.1]
         figure = Figure(figsize=(WIDTH_IN, sum(heights)), dpi=110, facecolor="white")
-        parts = figure.subfigures(4, 1, height_ratios=heights, hspace=0.0)
-        _draw_caption(parts[0], run.summary)
-        _draw_pictures(parts[1], run.glimpses)
-        _draw_joints(parts[2], run)
-        _draw_strips(parts[3], run)
+        grid = figure.add_gridspec(4, 1, height_ratios=heights)
+        caption, pictures, joints, strips = (figure.add_subfigure(grid[i, 0]) for i in range(4))
+        _draw_caption(caption, run.summary)
+        _draw_pictures(pictures, run.glimpses)
+        _draw_joints(joints, run)
+        _draw_strips(strips, run)
         figure.savefig(png)
 
 
@@ -238,7 +244,7 @@ def _draw_caption(part: SubFigure, summary: Summary) -> None:
     lines = [
         [
             f"bundle {summary.bundle or 'unknown'} on {summary.backend or 'unknown'}",
-            f"{_figure(summary.duration_s)} s at {_figure(summary.pace)} × real time",
+            f"{_figure(summary.duration_s)} s at {_figure(summary.pace)} x real time",
             _counted(summary.predicted_frames, "predicted frame"),
             f"{_counted(summary.dropped_observations, 'observation')} dropped",
             _counted(summary.holds, "hold"),
@@ -255,10 +261,12 @@ def _draw_caption(part: SubFigure, summary: Summary) -> None:
         part.text(0.02, height, "   ·   ".join(figures), color="#444444", va="center")
 
 
-def _picture_rows(glimpses: list[Glimpse]) -> list[tuple[str, list[np.ndarray | None]]]:
+def _picture_rows(glimpses: list[Glimpse]) -> PictureRows:
     """Rows of pictures: each camera, then what was predicted, then the difference."""
     cameras = list(glimpses[0].cameras) if glimpses else []
-    rows = [(f"camera\n{name}", [g.cameras[name] for g in glimpses]) for name in cameras]
+    rows: PictureRows = [
+        (f"camera\n{name}", [g.cameras[name] for g in glimpses]) for name in cameras
+    ]
     if any(g.predicted is not None for g in glimpses):
         rows.append(("predicted", [g.predicted for g in glimpses]))
     if any(g.seen is not None for g in glimpses):
@@ -321,7 +329,7 @@ def _draw_pictures(part: SubFigure, glimpses: list[Glimpse]) -> None:
                 axes.imshow(shown)
 
 
-def _total_height(rows: list[tuple[str, list[np.ndarray | None]]]) -> float:
+def _total_height(rows: PictureRows) -> float:
     return sum(_row_height(pictures) for _, pictures in rows) + 0.35
 
 
@@ -350,14 +358,16 @@ def _draw_joints(part: SubFigure, run: Run) -> None:
         axes = part.add_subplot(grid[i // 4, i % 4])
         _frame(axes, run, marks=True)
         axes.set_title(name, loc="left", fontsize=8.5, pad=2, color="#444444")
-        for label, series, style in (
-            ("recorded action", run.recorded, {"color": RECORDED, "lw": 1.2, "ls": "--"}),
-            ("measured", run.measured, {"color": MEASURED, "lw": 1.6}),
-            ("commanded", run.commanded, {"color": COMMANDED, "lw": 1.0}),
+        for label, series, colour, width, style in (
+            ("recorded action", run.recorded, RECORDED, 1.2, "--"),
+            ("measured", run.measured, MEASURED, 1.6, "-"),
+            ("commanded", run.commanded, COMMANDED, 1.0, "-"),
         ):
             if name in series:
-                found = series[name]
-                (lines[label],) = axes.plot(found.times_s, found.positions, label=label, **style)
+                times_s, positions = series[name].times_s, series[name].positions
+                (lines[label],) = axes.plot(
+                    times_s, positions, color=colour, lw=width, ls=style, label=label
+                )
         if i // 4 < rows - 1 and i + 4 < len(names):
             axes.set_xticklabels([])
     _draw_legend(part, lines, run, height)
@@ -430,4 +440,4 @@ def _counted(count: int, thing: str) -> str:
 
 
 def _figure(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
+    return "n/a" if value is None else f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"

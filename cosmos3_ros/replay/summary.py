@@ -43,7 +43,8 @@ class Summary:
 
     ``duration_s`` is by the nodes' clock, ``pace`` that duration over the wall time it took, both
     None when too little was recorded. ``dropped_observations`` were refused by the policy node,
-    ``observations`` planned from; ``holds`` counts the times tracking ended in a hold.
+    ``observations`` planned from; ``holds`` counts the times tracking ended in a hold. ``fault`` is
+    why the policy node gave up in the end, empty when it did not.
     """
 
     plans: int
@@ -62,6 +63,7 @@ class Summary:
     instruction: str
     duration_s: float | None
     pace: float | None
+    fault: str
 
 
 def summarise(bag: Path, out_json: Path) -> Summary:
@@ -113,6 +115,7 @@ def summary_of(bag: Bag) -> Summary:
         instruction=status.instruction if status else "",
         duration_s=_rounded(duration_s),
         pace=_rounded(duration_s / wall_s) if duration_s and wall_s else None,
+        fault=status.reason if status and status.state == status.STATE_FAULT else "",
     )
 
 

@@ -13,6 +13,8 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,7 +71,6 @@ class Director(Node):
         self.fault = ""
         self._first_ns: int | None = None
         self._driven_s = 0.0
-        self._ticked_s = time.monotonic()
         latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
         self._instruction = self.create_publisher(String, "instruction", latched)
         self._instruction.publish(String(data=instruction))
@@ -77,11 +78,12 @@ class Director(Node):
         self.create_subscription(CameraInfo, "camera/exterior/camera_info", self._tick, 1)
         self.create_subscription(PolicyStatus, "status", self._hear, latched)
 
-    def drive(self, seconds: float, children: Children, team: Team) -> None:
-        """Let simulated time pass, or less when the policy fails.
+    def drive(self, seconds: float, children: Children, team: Team) -> float:
+        """Let simulated time pass, or less when the policy fails; returns the wall time taken [s].
 
         Raises ProcessFailed when a process ends or the clock stands still.
         """
+        began_s = self._ticked_s = time.monotonic()
         bar_format = "{l_bar}{bar}| {n:.1f} of {total:.0f} simulated seconds [{elapsed}]"
         with tqdm(total=seconds, desc="driving", bar_format=bar_format) as bar:
             while bar.n < seconds and not self.fault:
@@ -90,6 +92,7 @@ class Director(Node):
                 if time.monotonic() - self._ticked_s > STANDSTILL_TIMEOUT_S:
                     raise team.sim.failure(f"sent no picture for {STANDSTILL_TIMEOUT_S:g} s")
                 bar.update(min(self._driven_s, seconds) - bar.n)
+        return time.monotonic() - began_s
 
     def _tick(self, message: CameraInfo) -> None:
         now_ns = Time.from_msg(message.header.stamp).nanoseconds
@@ -150,18 +153,13 @@ def demonstrate(out: Path, seconds: float, instruction: str, bundle: Path) -> No
     os.environ.update(environment)
     with Children(out / "logs", environment) as children:
         team = _start(children, recording, bundle)
-        bringup = children.start_module(
-            "bringup", "cosmos3_ros.nodes.bringup", "cosmos3_policy", "cosmos3_controller"
-        )
-        children.wait(bringup, BRINGUP_TIMEOUT_S)
-        began_s = time.monotonic()
-        rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
-        director = Director(instruction)
-        director.drive(seconds, children, team)
-        wall_s = time.monotonic() - began_s
+        # It speaks before the nodes are up: the instruction is there when the policy node is.
+        with _directing(instruction) as director:
+            _bring_up(children, team)
+            wall_s = director.drive(seconds, children, team)
         endings = children.stop()
-        director.destroy_node()
-        rclpy.shutdown()
+    if not recording.is_file():
+        raise team.recorder.failure("left no recording")
     summary = summarise(recording, out / "summary.json")
     report(recording, out / "report.png")
     _print_table(summary, out)
@@ -180,6 +178,17 @@ def demonstrate(out: Path, seconds: float, instruction: str, bundle: Path) -> No
         )
 
 
+@contextmanager
+def _directing(instruction: str) -> Iterator[Director]:
+    rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
+    director = Director(instruction)
+    try:
+        yield director
+    finally:
+        director.destroy_node()
+        rclpy.shutdown()
+
+
 def _start(children: Children, recording: Path, bundle: Path) -> Team:
     topics = json.dumps([f"{topic}:{kind}" for topic, kind in RECORDED.items()])
 
@@ -194,6 +203,18 @@ def _start(children: Children, recording: Path, bundle: Path) -> Team:
         policy=node("policy_node", "nodes", bundle=bundle, **common),
         controller=node("controller_node", "nodes", control_rate_hz=CONTROL_RATE_HZ, **common),
     )
+
+
+def _bring_up(children: Children, team: Team) -> None:
+    bringup = children.start_module(
+        "bringup", "cosmos3_ros.nodes.bringup", "cosmos3_policy", "cosmos3_controller"
+    )
+    try:
+        children.wait(bringup, BRINGUP_TIMEOUT_S)
+    except ProcessFailed as error:
+        # It names the node; why, only the node's own log says.
+        logs = [f"{child.log}:\n{child.tail()}" for child in (team.policy, team.controller)]
+        raise ProcessFailed("\n".join([str(error), *logs])) from None
 
 
 def _print_table(summary: Summary, out: Path) -> None:

@@ -1,4 +1,4 @@
-"""The processes of ``sim.launch.py``, run for real with the command lines that launch gives them."""
+"""The processes of ``sim.launch.py``, run for real as launch would run them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,11 @@ def launched(bundle: Path, domain_id: int, folder: Path) -> Iterator[Children]:
     """What ``ros2 launch cosmos3_ros sim.launch.py bundle:=...`` starts, on loopback."""
     environment = ros_environment(domain_id)
     context = performed(
-        "sim.launch.py", environment, bundle=str(bundle), namespace=NAMESPACE, bringup_timeout="60.0"
+        "sim.launch.py",
+        environment,
+        bundle=str(bundle),
+        namespace=NAMESPACE,
+        bringup_timeout="60.0",
     )
     with Children(folder / "logs", context.environment) as children:
         for process in context.processes:

@@ -113,7 +113,7 @@ def test_a_bag_that_was_cut_short_is_refused(tmp_path: Path, kept: float) -> Non
     write_strings(path, 500)
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * kept)])
-    with pytest.raises(BagError, match="out.mcap' cannot be read.*cut short"), open_bag(path):
+    with pytest.raises(BagError, match=r"out.mcap' cannot be read.*cut short"), open_bag(path):
         pass
 
 
@@ -121,7 +121,7 @@ def test_a_bag_with_a_damaged_message_is_refused_when_it_is_read(tmp_path: Path)
     path = tmp_path / "out.mcap"
     with BagWriter(path, {"/a": "sensor_msgs/msg/JointState"}) as writer:
         writer.write("/a", 1, string("not joints"))
-    with open_bag(path) as bag, pytest.raises(BagError, match="'/a'.*sensor_msgs/msg/JointState"):
+    with open_bag(path) as bag, pytest.raises(BagError, match=r"'/a'.*sensor_msgs/msg/JointState"):
         next(bag.messages(["/a"])).decoded()
 
 
@@ -140,7 +140,7 @@ def test_what_is_no_bag_is_refused_with_what_one_is(tmp_path: Path) -> None:
         with pytest.raises(BagError, match=words), open_bag(path):
             pass
     write_strings(folder / "part.mcap", 1)
-    with pytest.raises(BagError, match="name the file itself: .*part.mcap"), open_bag(folder):
+    with pytest.raises(BagError, match=r"name the file itself: .*part.mcap"), open_bag(folder):
         pass
 
 

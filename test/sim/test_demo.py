@@ -1,0 +1,118 @@
+"""The demo, run as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import matplotlib.image
+import pytest
+from bundles import Exported
+
+from cosmos3_ros.sim import demo
+
+KEYS = {
+    "plans", "commands", "command_rate_hz", "command_jitter_ms", "plan_latency_ms",
+    "predicted_frames", "observations", "dropped_observations", "holds", "rejected_chunks",
+    "backend", "bundle",
+}  # fmt: skip
+
+
+def start_demo(out: Path, bundle: Path, seconds: float) -> subprocess.Popen[str]:
+    options = {
+        "--out": out,
+        "--bundle": bundle,
+        "--seconds": seconds,
+        "--instruction": "push the cube",
+    }
+    words = [str(word) for option in options.items() for word in option]
+    return subprocess.Popen(
+        [sys.executable, "-m", "cosmos3_ros.sim.demo", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def child_pids(parent: int) -> dict[str, int]:
+    """Pids of a process's children, by the module they run."""
+    pids = {}
+    for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
+        words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+        pids[words[2].rpartition(".")[2] if len(words) > 2 else pid] = int(pid)
+    return pids
+
+
+def test_the_demo_makes_commands_flow_and_writes_what_came_of_it(
+    tmp_path: Path, tiny: Exported
+) -> None:
+    process = start_demo(tmp_path / "demo", tiny.bundle.path, seconds=5)
+    stdout, stderr = process.communicate(timeout=100)
+    assert process.returncode == 0, stderr
+    summary = json.loads((tmp_path / "demo" / "summary.json").read_text())
+    assert summary.keys() >= KEYS
+    assert summary["plans"] >= 5
+    assert summary["commands"] >= 200
+    assert summary["instruction"] == "push the cube"
+    assert summary["bundle"] == "tiny"
+    picture = matplotlib.image.imread(tmp_path / "demo" / "report.png")
+    assert picture.shape[1] > 800 and picture.std() > 0.05
+    assert "push the cube" in stdout and "report.png" in stdout
+    logs = {path.stem for path in (tmp_path / "demo" / "logs").glob("*.log")}
+    assert logs >= {"sim_node", "policy_node", "controller_node", "recorder_node", "bringup"}
+
+
+def test_a_process_that_dies_ends_the_demo_at_once_with_its_log(
+    tmp_path: Path, tiny: Exported
+) -> None:
+    process = start_demo(tmp_path / "demo", tiny.bundle.path, seconds=100)
+    log = tmp_path / "demo" / "logs" / "policy_node.log"
+    deadline = time.monotonic() + 60
+    while not (log.is_file() and "instruction" in log.read_text()):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.1)
+    pids = child_pids(process.pid)
+    os.kill(pids["policy_node"], signal.SIGKILL)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert "policy_node ended early with exit code -9" in stderr
+    assert "warm-up plan" in stderr
+    assert not [pid for pid in pids.values() if Path(f"/proc/{pid}").exists()]
+
+
+def test_a_bundle_that_is_none_ends_the_demo_with_the_policy_nodes_words(tmp_path: Path) -> None:
+    process = start_demo(tmp_path / "demo", tmp_path / "nothing", seconds=5)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "demo failed: bringup ended with exit code 1" in stderr
+    assert "nothing' has no manifest.json" in stderr
+    assert "Traceback" not in stderr
+
+
+def test_the_small_bundle_is_made_again_when_what_it_is_made_of_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text("one")
+    files = {"tiny.yaml": recipe, "sim_panda.yaml": recipe}
+    exports: list[list[str]] = []
+
+    def export(command: list[str], **_: Any) -> None:
+        exports.append(command)
+        (tmp_path / "bundles" / "tiny").mkdir(parents=True, exist_ok=True)
+
+    monkeypatch.setattr(demo, "resource", lambda *parts: files[parts[-1]])
+    monkeypatch.setattr(subprocess, "run", export)
+    for _ in range(2):
+        assert demo.tiny_bundle(tmp_path / "bundles" / "tiny") == tmp_path / "bundles" / "tiny"
+    assert len(exports) == 1
+    assert str(recipe) in exports[0]
+    recipe.write_text("two")
+    demo.tiny_bundle(tmp_path / "bundles" / "tiny")
+    assert len(exports) == 2

@@ -1,0 +1,150 @@
+"""A trained policy acts through both nodes: it touches the cube it is told to, then another.
+
+Needs a trained checkpoint in diffusers' layout at ``../shared/prototypes/pico/checkpoint``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rclpy
+import yaml
+from bundles import ROOT, TINY, Exported, exported
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState
+from rclpy.context import Context
+from rclpy.executors import SingleThreadedExecutor
+from std_msgs.msg import Float64MultiArray, String
+from std_srvs.srv import Trigger
+
+from cosmos3_ros.nodes.parameters import qos_profile
+from cosmos3_ros.processes import Children, ros_environment
+
+CHECKPOINT = ROOT.parent / "shared" / "prototypes" / "pico" / "checkpoint"
+CUBES = ("red", "green", "blue")
+# The fingertip touches a cube 3.3 cm from its centre: 4 cm is a touch, and no other cube is near.
+TOUCH_M = 0.04
+EPISODES = 10
+EPISODE_TIMEOUT_S = 8.0
+
+pytestmark = [
+    pytest.mark.skipif(
+        not CHECKPOINT.is_dir(), reason=f"no trained checkpoint at {CHECKPOINT.name}, beside shared"
+    ),
+    pytest.mark.timeout(420),
+]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    recipe = yaml.safe_load(TINY.read_text()) | {
+        "name": "trained",
+        "text_tokens": 128,
+        "sampler": {"steps": 4, "shift": 5.0, "guidance": 1.0},
+        "model": {"tokenizer": "tokenizer_json"},
+    }
+    path = tmp_path_factory.mktemp("trained") / "trained.yaml"
+    path.write_text(yaml.safe_dump(recipe, sort_keys=False))
+    return exported(path, ROOT / "config" / "embodiments" / "sim_panda.yaml", CHECKPOINT)
+
+
+class Operator:
+    """Stands beside the arm: gives instructions, sets up scenes, sees what is touched."""
+
+    def __init__(self, context: Context) -> None:
+        self.node = rclpy.create_node("operator", context=context)
+        self.executor = SingleThreadedExecutor(context=context)
+        self.executor.add_node(self.node)
+        self.distances = np.full(3, np.inf)
+        self.instruction = self.node.create_publisher(
+            String, "instruction", qos_profile("reliable", 1, transient_local=True)
+        )
+        self.node.create_subscription(Float64MultiArray, "sim/cube_distances", self._see, 10)
+        self._reset = self.node.create_client(Trigger, "sim/reset")
+        self._controller = self.node.create_client(ChangeState, "/cosmos3_controller/change_state")
+
+    def _see(self, message: Float64MultiArray) -> None:
+        self.distances = np.array(message.data)
+
+    def until(self, done: Callable[[], Any], timeout_s: float) -> bool:
+        end = time.monotonic() + timeout_s
+        while not done() and time.monotonic() < end:
+            self.executor.spin_once(timeout_sec=0.05)
+        return bool(done())
+
+    def call(self, client: Any, request: Any) -> Any:
+        assert client.wait_for_service(10.0)
+        future = client.call_async(request)
+        assert self.until(future.done, 10.0), f"no answer from {client.srv_name}"
+        assert future.result().success
+        return future.result()
+
+    def new_scene(self) -> None:
+        """The next seeded scene; the controller starts afresh from where the arm then is."""
+        self.instruct("")
+        self._change(Transition.TRANSITION_DEACTIVATE)
+        self.call(self._reset, Trigger.Request())
+        self.distances = np.full(3, np.inf)
+        assert self.until(lambda: np.isfinite(self.distances).all(), 5.0)
+        self._change(Transition.TRANSITION_ACTIVATE)
+        self.until(lambda: False, 0.3)  # an old plan may still be under way
+
+    def _change(self, transition: int) -> None:
+        request = ChangeState.Request(transition=Transition(id=transition))
+        self.call(self._controller, request)
+
+    def instruct(self, text: str) -> None:
+        self.instruction.publish(String(data=text))
+
+    def touched(self, but: int | None = None) -> str:
+        """The first cube that is touched from now on, other than ``but``."""
+        others = [index for index in range(3) if index != but]
+        self.until(lambda: self.distances[others].min() < TOUCH_M, EPISODE_TIMEOUT_S)
+        nearest = others[int(self.distances[others].argmin())]
+        return CUBES[nearest] if self.distances[nearest] < TOUCH_M else "nothing"
+
+
+@pytest.fixture
+def operator(trained: Exported, ros_domain_id: int, tmp_path: Path) -> Iterator[Operator]:
+    common = ("-p", "embodiment:=sim_panda", "-p", "use_sim_time:=true")
+    with Children(tmp_path / "logs", ros_environment(ros_domain_id)) as children:
+        children.start_module("sim_node", "cosmos3_ros.sim.sim_node", "--ros-args", "-p", "seed:=5")
+        children.start_module(
+            "policy_node",
+            "cosmos3_ros.nodes.policy_node",
+            *("--ros-args", *common, "-p", f"bundle:={trained.bundle.path}"),
+            *("-p", "threads:=1", "-p", "seed:=1", "-p", "predicted_frame_rate_hz:=0.0"),
+        )
+        children.start_module(
+            "controller_node", "cosmos3_ros.nodes.controller_node", "--ros-args", *common
+        )
+        bringup = children.start_module(
+            "bringup", "cosmos3_ros.nodes.bringup", "cosmos3_policy", "cosmos3_controller"
+        )
+        children.wait(bringup, 60.0)
+        context = Context()
+        rclpy.init(args=[], context=context, domain_id=ros_domain_id)
+        operator = Operator(context)
+        yield operator
+        operator.executor.shutdown()
+        operator.node.destroy_node()
+        rclpy.shutdown(context=context)
+        children.check()
+
+
+def test_the_arm_touches_the_cube_it_is_told_to_and_then_another(operator: Operator) -> None:
+    first, second = [], []
+    for episode in range(EPISODES):
+        told, then = episode % 3, (episode + 1 + episode // 3 % 2) % 3
+        operator.new_scene()
+        operator.instruct(f"touch the {CUBES[told]} cube")
+        first.append((CUBES[told], operator.touched()))
+        operator.instruct(f"touch the {CUBES[then]} cube")
+        second.append((CUBES[then], operator.touched(but=told)))
+    assert sum(told == touched for told, touched in first) >= 9, first
+    assert sum(told == touched for told, touched in second) >= 7, second

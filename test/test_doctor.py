@@ -1,0 +1,128 @@
+"""The doctor finds what works, says what to install for what does not, and when that is fatal."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from bundles import Exported
+
+from cosmos3_ros import doctor
+from cosmos3_ros.doctor import Check, Finding, attempt, examine_dds_profile, find_gpu, report
+from cosmos3_ros.resources import resource
+
+MISSING = Check("part", "import no_such_module_anywhere", "pip install part")
+
+
+def write_profile(path: Path, segment_bytes: int) -> Path:
+    text = resource("config", "fastdds_shm.xml").read_text()
+    path.write_text(text.replace("33554432", str(segment_bytes)))
+    return path
+
+
+def test_everything_that_the_robot_needs_works_here() -> None:
+    """In the environment that ./run makes; the program's own exit code and words."""
+    pytest.importorskip("rclpy", reason="ROS 2 is not in this environment; run ./run setup")
+    done = subprocess.run(
+        [sys.executable, "-m", "cosmos3_ros.cli", "doctor"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    for check in doctor.CHECKS:
+        if check.needed:
+            assert f"works  {check.name}" in done.stdout
+
+
+def test_what_is_not_installed_is_none_where_it_is_optional() -> None:
+    finding = attempt(MISSING)
+    assert (finding.works, finding.found) == (None, "not installed")
+    assert "-> pip install part" in report([finding])
+
+
+def test_what_is_not_installed_fails_where_it_is_needed() -> None:
+    finding = attempt(Check(MISSING.name, MISSING.code, MISSING.remedy, needed=True))
+    assert finding.works is False
+    assert finding.needed
+
+
+def test_library_that_breaks_is_told_from_one_that_is_absent() -> None:
+    finding = attempt(Check("part", "raise RuntimeError('no such device')", "buy one"))
+    assert (finding.works, finding.found) == (False, "RuntimeError: no such device")
+
+
+def test_library_that_crashes_is_a_finding_and_no_crash() -> None:
+    finding = attempt(Check("part", "import os; os.abort()", "replace it"))
+    assert (finding.works, finding.found) == (False, "ended with code -6")
+
+
+@pytest.mark.parametrize("needed", [True, False])
+def test_exit_code_is_one_only_for_what_is_needed(
+    needed: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = [Finding("part", False, "broken", "mend it", needed)]
+    monkeypatch.setattr(doctor, "examine", lambda bundle: broken)
+    assert doctor.main(argparse.Namespace(bundle=None)) == int(needed)
+    assert ("needed and not working: part" in capsys.readouterr().out) == needed
+
+
+def test_shipped_dds_profile_is_good(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(doctor.PROFILE_VARIABLE, str(resource("config", "fastdds_shm.xml")))
+    finding = examine_dds_profile()
+    assert finding.works, finding.found
+    assert "segments of 32 MB" in finding.found
+
+
+def test_dds_profile_that_is_not_set_says_how_to_set_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(doctor.PROFILE_VARIABLE)
+    finding = examine_dds_profile()
+    assert finding.works is False
+    assert finding.remedy.startswith(f"export {doctor.PROFILE_VARIABLE}=")
+
+
+def test_dds_profile_with_a_small_segment_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    profile = write_profile(tmp_path / "small.xml", 524288)
+    monkeypatch.setenv(doctor.PROFILE_VARIABLE, str(profile))
+    finding = examine_dds_profile()
+    assert finding.works is False
+    assert "shared-memory segment of 524288 bytes" in finding.found
+
+
+def test_dds_profile_that_is_no_xml_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken.xml").write_text("<dds>")
+    monkeypatch.setenv(doctor.PROFILE_VARIABLE, str(tmp_path / "broken.xml"))
+    assert examine_dds_profile().works is False
+
+
+def test_gpu_is_what_nvidia_smi_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho 'NVIDIA RTX 5090, 580.10, 12.0, 32607 MiB'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert find_gpu() == Finding("GPU", True, "NVIDIA RTX 5090, 580.10, 12.0, 32607 MiB")
+    program.write_text("#!/bin/sh\necho 'NVIDIA-SMI has failed'; exit 9\n")
+    assert find_gpu().works is False
+    program.unlink()
+    assert find_gpu().works is None
+
+
+def test_bundle_is_opened_and_a_changed_byte_is_found(tiny: Exported, tmp_path: Path) -> None:
+    check = Check("bundle", doctor.BUNDLE_CODE, "export it again", needed=True)
+    good = attempt(check, str(tiny.bundle.path))
+    assert good.works, good.found
+    assert "4 graphs open" in good.found
+    copy = shutil.copytree(tiny.bundle.path, tmp_path / "copy")
+    with (copy / "denoise.onnx").open("r+b") as file:
+        file.seek(1000)
+        byte = file.read(1)
+        file.seek(1000)
+        file.write(bytes([byte[0] ^ 1]))
+    bad = attempt(check, str(copy))
+    assert bad.works is False
+    assert "denoise.onnx" in bad.found
