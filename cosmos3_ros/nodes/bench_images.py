@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import array
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -20,6 +19,8 @@ from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import Image
+
+from cosmos3_ros.nodes.running import leave
 
 WIDTH, HEIGHT, RATE_HZ = 1280, 720, 30
 TOPIC = "bench/image"
@@ -89,5 +90,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    # Not sys.exit: the middleware's threads are not to outlive the shutdown.
-    os._exit(main())
+    leave(main())

@@ -9,7 +9,6 @@ unconfigured, newest first, and the exit code is 1: nothing is left half active.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from typing import Any
@@ -20,6 +19,8 @@ from lifecycle_msgs.srv import ChangeState, GetState
 from rclpy.executors import Executor, ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.utilities import remove_ros_args
+
+from cosmos3_ros.nodes.running import leave
 
 STATES = {
     State.PRIMARY_STATE_UNCONFIGURED: "unconfigured",
@@ -166,5 +167,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    # Not sys.exit: the middleware's threads are not to outlive the shutdown.
-    os._exit(main())
+    leave(main())

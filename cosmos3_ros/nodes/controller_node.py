@@ -7,7 +7,6 @@ falling silent is not stopping, a position controller downstream executes the la
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -37,7 +36,7 @@ from cosmos3_ros.nodes.parameters import (
     qos_profile,
     reliability_parameter,
 )
-from cosmos3_ros.nodes.running import run
+from cosmos3_ros.nodes.running import leave, run
 from cosmos3_ros.policy.embodiment import load_embodiment
 
 DIAGNOSTICS_PERIOD_S = 1.0
@@ -332,4 +331,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

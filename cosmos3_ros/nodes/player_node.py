@@ -7,7 +7,6 @@ yet: where reading or sending cannot keep up, the pace drops, no message comes l
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import threading
@@ -34,6 +33,7 @@ from cosmos3_ros.nodes.parameters import (
     parameter,
     qos_profile,
 )
+from cosmos3_ros.nodes.running import leave
 from cosmos3_ros.replay.bags import Bag, Message, open_bag
 
 IMAGE_TYPES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
@@ -278,5 +278,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    # Not sys.exit: the middleware's threads are not to outlive the shutdown.
-    os._exit(main())
+    leave(main())

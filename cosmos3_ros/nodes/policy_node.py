@@ -5,7 +5,6 @@ It thinks a few times a second and fails apart from the controller node, which h
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -40,7 +39,7 @@ from cosmos3_ros.nodes.parameters import (
     reliability_parameter,
 )
 from cosmos3_ros.nodes.planner import Planner, PlannerStatus, StampedPlan
-from cosmos3_ros.nodes.running import run
+from cosmos3_ros.nodes.running import leave, run
 from cosmos3_ros.policy.embodiment import Embodiment, load_embodiment
 from cosmos3_ros.policy.plan import Observation, Policy, draw_noise
 
@@ -133,12 +132,11 @@ class PolicyNode(LifecycleNode):
         return TransitionCallbackReturn.SUCCESS
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        self._publish_status()
-        self._release(self._active_parts)
+        self._stop()
         return super().on_deactivate(state)
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
-        self._release(self._active_parts)
+        self._stop()
         self._release(self._configured_parts)
         return TransitionCallbackReturn.SUCCESS
 
@@ -245,6 +243,12 @@ class PolicyNode(LifecycleNode):
         )
         jumps = self.get_clock().create_jump_callback(backwards, post_callback=self._on_jump)
         self._active_parts.append(jumps.unregister)
+
+    def _stop(self) -> None:
+        """End planning, then say how it went."""
+        self._release(self._active_parts)
+        self._publish_status()
+        self._planner = self._painter = None
 
     def _listen(self, kind: type, topic: str, qos: Any, callback: Callable[[Any], None]) -> None:
         subscription = self.create_subscription(kind, topic, callback, qos)
@@ -461,4 +465,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

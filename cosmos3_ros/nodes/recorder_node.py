@@ -26,7 +26,7 @@ from cosmos3_ros.nodes.parameters import (
     parameter,
     qos_profile,
 )
-from cosmos3_ros.nodes.running import run
+from cosmos3_ros.nodes.running import leave, run
 from cosmos3_ros.replay.bags import BagWriter
 
 DISCOVERY_PERIOD_S = 0.05
@@ -151,4 +151,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 from collections.abc import Callable
 from types import FrameType
+from typing import NoReturn
 
 import rclpy
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
@@ -44,10 +47,18 @@ def run(make_node: Callable[[], Node]) -> int:
         node.destroy_node()
     finally:
         rclpy.try_shutdown()
-        # Python gives a signal it handles back to its default when it ends, but not an ignored one.
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
     return 0
+
+
+def leave(exit_code: int) -> NoReturn:
+    """End the process without Python's own teardown.
+
+    The middleware's threads outlive ``rclpy.shutdown`` and abort in it, and it gives signals back
+    to their defaults, so that the second Ctrl-C kills a node that has ended well.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)
 
 
 def _spin_once(executor: SingleThreadedExecutor, node: Node) -> None:

@@ -95,9 +95,7 @@ def main(args: argparse.Namespace) -> int:
             "here or to 'cosmos3 replay'",
             file=sys.stderr,
         )
-    write_episode(
-        args.out, episode, cameras, measured, recorded, instructions, jpeg=args.jpeg
-    )
+    write_episode(args.out, episode, cameras, measured, recorded, instructions, jpeg=args.jpeg)
     print(
         f"{args.out}: episode {episode.index}, {len(episode.rows)} frames in "
         f"{episode.times_s[-1] - episode.times_s[0]:.1f} s, cameras {', '.join(cameras.values())}, "

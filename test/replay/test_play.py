@@ -106,7 +106,7 @@ def test_other_topics_other_words_compressed_images_and_another_pace(
     out, topic = tmp_path / "out", "/front/image_raw/compressed"
     bag = write_bag(tmp_path / "bag.mcap", topic, instruction="", jpeg=True, seconds=4)
     options = ["--remap", f"{topic}=/camera/exterior/image/compressed", "--rate", "0.5"]
-    instruction = "Tippe den roten Würfel an: \"sanft\"."
+    instruction = 'Tippe den roten Würfel an: "sanft".'
     done = replay(bag, tiny.bundle.path, out, *options, "--instruction", instruction)
     summary = assert_ran(done, out)
     assert summary["instruction"] == instruction
@@ -229,7 +229,6 @@ def test_the_real_droid_episode_runs_from_its_first_picture_to_its_last(
     # A busy machine plans late, it does not stop planning.
     assert summary["plans"] >= 10 and summary["predicted_frames"] > 0
     assert summary["commands"] > 48 * 25
-    assert summary["rejected_chunks"] == 0
     with open_bag(out / "output.mcap") as recorded:
         chunks = [m.decoded() for m in recorded.messages(["/action_chunk"])]
         assert recorded.topics["/joint_states"].count == 722
