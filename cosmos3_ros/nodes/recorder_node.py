@@ -65,7 +65,10 @@ class RecorderNode(Node):
         self._writer = BagWriter(Path(parameters.output), self._awaited)
         self._wall_ns = time.time_ns() - time.monotonic_ns()
         self._arrived: queue.SimpleQueue[tuple[str, int, bytes] | None] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = threading.Thread(target=self._write, name="writer")
+        # A daemon: a program that fails elsewhere still ends, and leaves no bag.
+        self._thread: threading.Thread | None = threading.Thread(
+            target=self._write, name="writer", daemon=True
+        )
         self._thread.start()
         self.create_timer(DISCOVERY_PERIOD_S, self._discover)
 
