@@ -75,7 +75,7 @@ def diagnostics(stamp_ns: int, **values: object) -> bytes:
     array = message_class("diagnostic_msgs/msg/DiagnosticArray")
     other = entry(0, "cosmos3_policy: planning", "", "", [pair("holds", "99")])
     ours = entry(0, "cosmos3_controller: commands", "", "", pairs)
-    return encode(array(header(stamp_ns), [other, ours]))
+    return encode(array(header(stamp_ns), [ours, other]))
 
 
 def write_recording(path: Path, seconds: int = 6) -> Path:
@@ -115,7 +115,7 @@ def write_recording(path: Path, seconds: int = 6) -> Path:
             refused = {"camera_stale": 2 * i, "camera_skew": i}
             bag.write("/status", log(stamp), status(stamp, 2 * i, refused))
             raw = diagnostics(
-                stamp, state="tracking" if i < 3 else "holding", holds=int(i >= 3),
+                stamp, state="holding" if 3 <= i < seconds else "tracking", holds=int(i >= 3),
                 rejected_chunks=i, command_rate_hz="49.980", command_jitter_p50_ms="0.012",
                 command_jitter_p99_ms="1.500", command_jitter_max_ms="nan",
             )  # fmt: skip

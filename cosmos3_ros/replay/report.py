@@ -220,7 +220,8 @@ def _holds(bag: Bag, clock: _NodeClock) -> list[tuple[float, float]]:
             if spans and abs(spans[-1][1] - start_s) < 1e-6:
                 start_s = spans.pop()[0]
             spans.append((start_s, end_s))
-    return spans
+    # While the clock stands, before and after a bag, a hold takes no time.
+    return [(start_s, end_s) for start_s, end_s in spans if end_s > start_s]
 
 
 def draw(run: Run, png: Path) -> None:

@@ -65,7 +65,7 @@ def test_command_intervals_are_wall_time_and_holds_cover_what_was_held(recording
     # 50 Hz of the nodes' clock at twice the pace.
     assert run.command_intervals_ms == pytest.approx(np.full(299, 10.0), abs=0.01)
     assert run.command_times_s[-1] == pytest.approx(299 / 50, abs=0.01)
-    assert run.holds_s == [pytest.approx((2.0, 6.0))]
+    assert run.holds_s == [pytest.approx((2.0, 5.0))]
 
 
 def test_pictures_and_recorded_actions_come_from_the_played_bag(tmp_path: Path) -> None:
