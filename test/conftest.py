@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import shutil
 import sys
@@ -16,6 +15,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from bundles import even_grid, odd_grid, tiny
 
+from cosmos3_ros.processes import free_domain_id
+
 if TYPE_CHECKING:
     from rclpy.context import Context
 
@@ -23,8 +24,6 @@ __all__ = ["even_grid", "odd_grid", "ros_context", "ros_domain_id", "tiny"]
 
 # Rooms whose tests start ROS in this process; the others start it in processes that are told how.
 ROS_ROOMS = ("launch", "nodes", "sim")
-
-_used = itertools.count()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -43,7 +42,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @pytest.fixture
 def ros_domain_id() -> int:
     """A domain of the test's own: no test hears another, nor another run on this machine."""
-    return 1 + (os.getpid() * 7 + next(_used)) % 100
+    return free_domain_id()
 
 
 @pytest.fixture
