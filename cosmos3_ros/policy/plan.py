@@ -81,7 +81,10 @@ def draw_noise(contract: Contract, rng: np.random.Generator) -> Noise:
 
 
 class Policy:
-    """The policy mode of a bundle on one embodiment. Not thread-safe: one plan at a time."""
+    """The policy mode of a bundle on one embodiment.
+
+    Not thread-safe: one plan at a time. ``predict_frames`` may run beside a plan.
+    """
 
     def __init__(
         self,
