@@ -9,15 +9,10 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
-from rclpy.clock import Clock
-from rclpy.clock_type import ClockType
-from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Float64
 
@@ -29,6 +24,7 @@ from cosmos3_ros.msg import ActionChunk
 from cosmos3_ros.nodes.chunks import chunk_from_message
 from cosmos3_ros.nodes.commands import COMMAND_INTERFACES
 from cosmos3_ros.nodes.joints import JointMap, JointReader
+from cosmos3_ros.nodes.managed_node import ManagedNode
 from cosmos3_ros.nodes.parameters import (
     DeclaredParameters,
     depth_parameter,
@@ -89,7 +85,7 @@ class ControllerParameters:
     command_depth: int = depth_parameter("the commands", 10)
 
 
-class ControllerNode(LifecycleNode):
+class ControllerNode(ManagedNode):
     """See the module and the README for topics and parameters."""
 
     def __init__(self, **node_arguments: Any) -> None:
@@ -99,50 +95,16 @@ class ControllerNode(LifecycleNode):
         self._joints: JointMap
         self._limits: Limits
         self._run: ControlRun | None = None
-        self._active_parts: list[Callable[[], object]] = []
-        self._configured_parts: list[Callable[[], object]] = []
 
-    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
-        try:
-            self._configure()
-        except (ValueError, OSError) as error:
-            self.get_logger().error(f"not configured: {error}")
-            return TransitionCallbackReturn.FAILURE
-        return TransitionCallbackReturn.SUCCESS
-
-    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        super().on_activate(state)
-        self._start()
-        return TransitionCallbackReturn.SUCCESS
-
-    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        self._stop()
-        return super().on_deactivate(state)
-
-    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
-        self._stop()
-        _release(self._configured_parts)
-        return TransitionCallbackReturn.SUCCESS
-
-    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
-        return self.on_cleanup(state)
-
-    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
-        self.get_logger().error("a transition failed: back to unconfigured")
-        return self.on_cleanup(state)
-
-    def _configure(self) -> None:
-        """Everything that can be refused is refused here: the node then stays unconfigured."""
+    def configure(self) -> None:
         parameters = self._settings = self._declared.read()
         embodiment = load_embodiment(parameters.embodiment)
         self._joints = JointMap(embodiment, parameters.joint_names)
         self._limits = Limits(embodiment.lower, embodiment.upper, embodiment.velocity)
         command = COMMAND_INTERFACES[parameters.command_interface]
         qos = qos_profile(parameters.command_reliability, parameters.command_depth)
-        self._commands = self._own_publisher(
-            command.message_type, parameters.command_interface, qos
-        )
-        self._diagnostics = self._own_publisher(
+        self._commands = self.own_publisher(command.message_type, parameters.command_interface, qos)
+        self._diagnostics = self.own_publisher(
             DiagnosticArray, "/diagnostics", qos_profile("reliable", 10)
         )
         self.get_logger().info(
@@ -150,12 +112,7 @@ class ControllerNode(LifecycleNode):
             f"{parameters.command_interface} at {parameters.control_rate_hz:g} Hz"
         )
 
-    def _own_publisher(self, kind: type, topic: str, qos: Any) -> Any:
-        publisher = self.create_lifecycle_publisher(kind, topic, qos)
-        self._configured_parts.append(partial(self.destroy_lifecycle_publisher, publisher))
-        return publisher
-
-    def _start(self) -> None:
+    def start(self) -> None:
         """Begin from nothing: the arm may have been moved since the last time."""
         parameters = self._settings
         timeouts = Timeouts(
@@ -168,34 +125,22 @@ class ControllerNode(LifecycleNode):
         )
         chunk_qos = qos_profile(parameters.action_chunk_reliability, parameters.action_chunk_depth)
         joint_qos = qos_profile(parameters.joint_states_reliability, parameters.joint_states_depth)
-        self._listen(ActionChunk, "action_chunk", chunk_qos, self._on_chunk)
-        self._listen(JointState, "joint_states", joint_qos, self._on_joint_states)
+        self.listen(ActionChunk, "action_chunk", chunk_qos, self._on_chunk)
+        self.listen(JointState, "joint_states", joint_qos, self._on_joint_states)
         if parameters.gripper_source == "topic":
-            self._listen(Float64, "gripper_state", joint_qos, self._on_gripper)
-        # Steady: commands leave at their rate even while the node's clock stands or jumps.
-        steady = Clock(clock_type=ClockType.STEADY_TIME)
-        for period_s, callback in (
-            (1 / parameters.control_rate_hz, self._on_tick),
-            (DIAGNOSTICS_PERIOD_S, self._publish_diagnostics),
-        ):
-            timer = self.create_timer(period_s, callback, clock=steady)
-            self._active_parts.append(partial(self.destroy_timer, timer))
+            self.listen(Float64, "gripper_state", joint_qos, self._on_gripper)
+        self.repeat(1 / parameters.control_rate_hz, self._on_tick)
+        self.repeat(DIAGNOSTICS_PERIOD_S, self._publish_diagnostics)
 
-    def _stop(self) -> None:
-        if self._run is not None:
-            self._publish_diagnostics()
-        _release(self._active_parts)
+    def say_goodbye(self) -> None:
+        self._publish_diagnostics()
         self._run = None
-
-    def _listen(self, kind: type, topic: str, qos: Any, callback: Callable[[Any], None]) -> None:
-        subscription = self.create_subscription(kind, topic, callback, qos)
-        self._active_parts.append(partial(self.destroy_subscription, subscription))
 
     def _on_chunk(self, message: ActionChunk) -> None:
         run = self._running()
         try:
             chunk = chunk_from_message(message, self._joints.embodiment)
-            run.controller.accept(chunk, self._now_ns())
+            run.controller.accept(chunk, self.now_ns())
         except ChunkRefused as refused:
             run.rejected_chunks[refused.reason] += 1
             self.get_logger().warning(
@@ -207,7 +152,7 @@ class ControllerNode(LifecycleNode):
     def _on_joint_states(self, message: JointState) -> None:
         run = self._running()
         try:
-            run.reader.read(message, self._now_ns())
+            run.reader.read(message, self.now_ns())
         except ValueError as refused:
             run.rejected_joint_states += 1
             self.get_logger().warning(
@@ -222,7 +167,7 @@ class ControllerNode(LifecycleNode):
         self._measured()
 
     def _measured(self) -> None:
-        run, now_ns = self._running(), self._now_ns()
+        run, now_ns = self._running(), self.now_ns()
         channels = run.reader.channels
         if channels is not None and now_ns > 0:
             run.controller.measure(channels, run.reader.stamp_ns, now_ns)
@@ -258,7 +203,7 @@ class ControllerNode(LifecycleNode):
         run = self._running()
         if run.controller.state is not State.WAITING:
             return run.controller.state, run.controller.reason
-        if self._now_ns() == 0:
+        if self.now_ns() == 0:
             return State.WAITING, "no /clock has arrived (use_sim_time is set)"
         missing = run.reader.missing
         if missing and len(missing) < len(self._joints.names):
@@ -301,9 +246,6 @@ class ControllerNode(LifecycleNode):
         assert self._run is not None, "called while the node is not active"
         return self._run
 
-    def _now_ns(self) -> int:
-        return int(self.get_clock().now().nanoseconds)
-
 
 class ControlRun:
     """What one activation of the node knows and counts."""
@@ -318,11 +260,6 @@ class ControlRun:
         self.rejected_joint_states = 0
         self.logged: tuple[State, str] | None = None
         self.logged_s = -math.inf
-
-
-def _release(parts: list[Callable[[], object]]) -> None:
-    while parts:
-        parts.pop()()
 
 
 def main() -> int:

@@ -15,10 +15,8 @@ from typing import Any
 import numpy as np
 from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
-from rclpy.clock import Clock, JumpThreshold, TimeJump
-from rclpy.clock_type import ClockType
+from rclpy.clock import JumpThreshold, TimeJump
 from rclpy.duration import Duration
-from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import Float64, String
 from tokenizers import Tokenizer
@@ -29,6 +27,7 @@ from cosmos3_ros.engine.bundle import TOKENIZER, Bundle, load_bundle
 from cosmos3_ros.msg import ActionChunk, PolicyStatus
 from cosmos3_ros.nodes.chunks import message_from_chunk
 from cosmos3_ros.nodes.images import image_message
+from cosmos3_ros.nodes.managed_node import ManagedNode
 from cosmos3_ros.nodes.observer import Observer, Tolerances
 from cosmos3_ros.nodes.parameters import (
     DeclaredParameters,
@@ -96,7 +95,7 @@ class PolicyParameters:
     )
 
 
-class PolicyNode(LifecycleNode):
+class PolicyNode(ManagedNode):
     """See the module and the README for topics and parameters."""
 
     def __init__(self, **node_arguments: Any) -> None:
@@ -108,46 +107,8 @@ class PolicyNode(LifecycleNode):
         self._planner: Planner | None = None
         self._painter: FramePainter | None = None
         self._state = PolicyStatus.STATE_WAITING_FOR_INSTRUCTION
-        self._active_parts: list[Callable[[], object]] = []
-        self._configured_parts: list[Callable[[], object]] = []
 
-    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
-        try:
-            self._configure()
-        except Exception as error:  # rclpy turns what is raised here into a word-less failure
-            self.get_logger().error(f"not configured: {error or repr(error)}")
-            self._release(self._configured_parts)
-            return TransitionCallbackReturn.FAILURE
-        return TransitionCallbackReturn.SUCCESS
-
-    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        try:
-            warm_up_s = self._warm_up()
-        except Exception as error:  # any failure of the engine must leave the node inactive
-            self.get_logger().error(f"not activated: the warm-up plan failed: {error}")
-            return TransitionCallbackReturn.FAILURE
-        self.get_logger().info(f"warm-up plan took {warm_up_s * 1e3:.0f} ms")
-        super().on_activate(state)
-        self._start()
-        return TransitionCallbackReturn.SUCCESS
-
-    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        self._stop()
-        return super().on_deactivate(state)
-
-    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
-        self._stop()
-        self._release(self._configured_parts)
-        return TransitionCallbackReturn.SUCCESS
-
-    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
-        return self.on_cleanup(state)
-
-    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
-        return self.on_cleanup(state)
-
-    def _configure(self) -> None:
-        """Everything that can be refused is refused here: the node then stays unconfigured."""
+    def configure(self) -> None:
         parameters = self._settings = self._declared.read()
         if not parameters.bundle:
             raise ParameterError(
@@ -171,10 +132,10 @@ class PolicyNode(LifecycleNode):
         frame_qos = qos_profile(parameters.predicted_frame_reliability, 1)
         latched = qos_profile("reliable", 1, transient_local=True)
         reliable = qos_profile("reliable", 10)
-        self._chunks = self._own_publisher(ActionChunk, "action_chunk", reliable)
-        self._frames = self._own_publisher(Image, "predicted_frame", frame_qos)
-        self._status = self._own_publisher(PolicyStatus, "status", latched)
-        self._diagnostics = self._own_publisher(DiagnosticArray, "/diagnostics", reliable)
+        self._chunks = self.own_publisher(ActionChunk, "action_chunk", reliable)
+        self._frames = self.own_publisher(Image, "predicted_frame", frame_qos)
+        self._status = self.own_publisher(PolicyStatus, "status", latched)
+        self._diagnostics = self.own_publisher(DiagnosticArray, "/diagnostics", reliable)
         manifest = self._bundle.manifest
         self.get_logger().info(
             f"bundle '{manifest.name}' ({manifest.precision}, {manifest.source}) on "
@@ -182,11 +143,6 @@ class PolicyNode(LifecycleNode):
             f"{contract.fps:g} Hz, {contract.sampler.steps} steps, guidance "
             f"{contract.sampler.guidance:g}"
         )
-
-    def _own_publisher(self, kind: type, topic: str, qos: Any) -> Any:
-        publisher = self.create_lifecycle_publisher(kind, topic, qos)
-        self._configured_parts.append(partial(self.destroy_lifecycle_publisher, publisher))
-        return publisher
 
     def _warm_up(self) -> float:
         """One plan and one frame on grey pictures; returns the seconds it took."""
@@ -199,7 +155,8 @@ class PolicyNode(LifecycleNode):
         self._policy.predict_frames(plan)
         return time.monotonic() - started
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        self.get_logger().info(f"warm-up plan took {self._warm_up() * 1e3:.0f} ms")
         parameters, embodiment = self._settings, self._policy.embodiment
         limits = Tolerances(
             parameters.camera_skew_s, parameters.observation_max_age_s, parameters.joint_skew_s
@@ -209,7 +166,7 @@ class PolicyNode(LifecycleNode):
         planner = self._planner = Planner(
             self._policy,
             observer,
-            self._now_ns,
+            self.now_ns,
             self._publish_plan,
             self._refused,
             parameters.seed,
@@ -220,43 +177,32 @@ class PolicyNode(LifecycleNode):
         )
         self._painter.start()
         planner.start()
-        self._active_parts += [planner.stop, self._painter.stop]
+        self.while_active(planner.stop)
+        self.while_active(self._painter.stop)
 
         compressed = parameters.image_transport == "compressed"
         kind, ending = (CompressedImage, "/compressed") if compressed else (Image, "")
         image_qos = qos_profile(parameters.image_reliability, parameters.image_depth)
         for view in embodiment.cameras:
             topic = f"camera/{view.name}/image{ending}"
-            self._listen(kind, topic, image_qos, partial(self._on_image, view.name))
+            self.listen(kind, topic, image_qos, partial(self._on_image, view.name))
         joint_qos = qos_profile(parameters.joint_states_reliability, parameters.joint_states_depth)
-        self._listen(JointState, "joint_states", joint_qos, self._on_joint_states)
+        self.listen(JointState, "joint_states", joint_qos, self._on_joint_states)
         if gripper_topic:
-            self._listen(Float64, "gripper_state", joint_qos, self._on_gripper)
+            self.listen(Float64, "gripper_state", joint_qos, self._on_gripper)
         latched = qos_profile("reliable", 1, transient_local=True)
-        self._listen(String, "instruction", latched, self._on_instruction)
+        self.listen(String, "instruction", latched, self._on_instruction)
 
-        steady = Clock(clock_type=ClockType.STEADY_TIME)
-        timer = self.create_timer(STATUS_PERIOD_S, self._publish_status, clock=steady)
-        self._active_parts.append(partial(self.destroy_timer, timer))
+        self.repeat(STATUS_PERIOD_S, self._publish_status)
         backwards = JumpThreshold(
             min_forward=None, min_backward=Duration(nanoseconds=-1), on_clock_change=True
         )
         jumps = self.get_clock().create_jump_callback(backwards, post_callback=self._on_jump)
-        self._active_parts.append(jumps.unregister)
+        self.while_active(jumps.unregister)
 
-    def _stop(self) -> None:
-        """End planning, then say how it went."""
-        self._release(self._active_parts)
+    def say_goodbye(self) -> None:
         self._publish_status()
         self._planner = self._painter = None
-
-    def _listen(self, kind: type, topic: str, qos: Any, callback: Callable[[Any], None]) -> None:
-        subscription = self.create_subscription(kind, topic, callback, qos)
-        self._active_parts.append(partial(self.destroy_subscription, subscription))
-
-    def _release(self, parts: list[Callable[[], object]]) -> None:
-        while parts:
-            parts.pop()()
 
     def _on_image(self, camera: str, message: Image | CompressedImage) -> None:
         assert self._planner is not None
@@ -268,7 +214,7 @@ class PolicyNode(LifecycleNode):
 
     def _on_gripper(self, message: Float64) -> None:
         assert self._planner is not None
-        now_ns = self._now_ns()
+        now_ns = self.now_ns()
         self._planner.update(lambda observer: observer.on_gripper(message.data, now_ns))
 
     def _on_instruction(self, message: String) -> None:
@@ -314,7 +260,7 @@ class PolicyNode(LifecycleNode):
             return
         status, manifest = self._planner.status(), self._bundle.manifest
         latency = np.array(status.latencies_s or [np.nan])
-        now_ns = self._now_ns()
+        now_ns = self.now_ns()
         message = PolicyStatus()
         message.header.stamp = time_message(now_ns)
         max_age_s = self._settings.observation_max_age_s
@@ -363,9 +309,6 @@ class PolicyNode(LifecycleNode):
         array = DiagnosticArray(status=[entry])
         array.header.stamp = status.header.stamp
         return array
-
-    def _now_ns(self) -> int:
-        return int(self.get_clock().now().nanoseconds)
 
 
 class FramePainter:
