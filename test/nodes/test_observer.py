@@ -78,8 +78,10 @@ def test_joints_are_matched_by_name_in_any_order_and_over_several_messages(
 def test_the_joint_state_nearest_to_the_picture_is_taken(droid: Embodiment) -> None:
     observer = complete(droid)
     for offset in (-30, 30):
-        observer.on_joint_states(joints(NOW + offset * MS, ["panda_joint1"], [5.0 + offset]))
-    assert observer.observe(NOW + 40 * MS).observation.state[0] == pytest.approx(0.1)
+        observer.on_image("wrist", picture(NOW + offset * MS))
+        names = [*droid.joints, "finger_joint"]
+        observer.on_joint_states(joints(NOW + offset * MS, names, [offset / 100] * 8))
+    assert observer.observe(NOW + 40 * MS).observation.state[0] == pytest.approx(0.3)
 
 
 def test_other_robots_name_their_joints_otherwise(droid: Embodiment) -> None:

@@ -28,7 +28,9 @@ from std_msgs.msg import Float64, String
 from cosmos3_ros.msg import ActionChunk, PolicyStatus
 from cosmos3_ros.nodes.images import image_message
 from cosmos3_ros.nodes.parameters import qos_profile
+from cosmos3_ros.nodes.planner import StampedPlan
 from cosmos3_ros.nodes.policy_node import PolicyNode
+from cosmos3_ros.policy.plan import Plan
 
 JOINTS = [*(f"panda_joint{i}" for i in range(1, 8)), "panda_finger_joint1"]
 HOME = [0.0, 0.3, 0.0, -2.3, 0.0, 2.6, 0.8, 0.04]
@@ -375,34 +377,118 @@ def test_the_plan_rate_is_held(make_world: Callable[..., World]) -> None:
     assert 2 <= len(world.chunks) - before <= 5
 
 
+class SimulatedTime:
+    """A robot under simulated time, its clock in the hands of the test."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    def at(self, second: float, *, picture_too: bool = True, joints_too: bool = True) -> None:
+        """Show a time, and send what the robot sees and feels at it."""
+        ns = round(second * 1e9)
+        stamp = Time(sec=ns // 10**9, nanosec=ns % 10**9)
+        self.world.clock.publish(Clock(clock=stamp))
+        time.sleep(0.03)
+        if joints_too:
+            state = JointState(name=JOINTS, position=HOME)
+            state.header.stamp = stamp
+            self.world.joints.publish(state)
+            time.sleep(0.03)
+        if picture_too:
+            self.world.images.publish(image_message(picture(), stamp, "camera"))
+
+    def run(self, start: float, done: Callable[[], bool], what: str, **parts: bool) -> None:
+        """Let time pass from ``start`` in steps of 0.07 s until something has happened."""
+        seconds = iter(np.arange(start, start + 100.0, 0.07))
+        self.world.send_until(done, what, lambda: self.at(next(seconds), **parts))
+
+
+def test_plans_go_on_after_the_clock_has_jumped_back(make_world: Callable[..., World]) -> None:
+    world = make_world(use_sim_time=True)
+    world.activate()
+    world.instruct("touch the red cube")
+    robot = SimulatedTime(world)
+    robot.run(100.0, lambda: bool(world.chunks), "a chunk came")
+    assert world.chunks[0].header.stamp.sec >= 100
+    planned = len(world.chunks)
+    robot.run(5.0, lambda: len(world.chunks) > planned + 1, "plans came after the jump")
+    assert world.chunks[-1].header.stamp.sec < 100
+
+
 def test_a_clock_that_jumps_back_drops_what_was_seen_before(
     make_world: Callable[..., World],
 ) -> None:
     world = make_world(use_sim_time=True)
     world.activate()
     world.instruct("touch the red cube")
+    robot = SimulatedTime(world)
+    robot.run(100.0, lambda: bool(world.chunks), "a chunk came")
+    # Joint states of before the jump are forgotten: they are missing, not merely old.
+    robot.run(5.0, lambda: world.rejected("joints_missing") > 0, "refusals", joints_too=False)
+    assert world.rejected("joints_stale") == 0
 
-    def send_at(second: float) -> None:
-        ns = int(second * 1e9)
-        stamp = Time(sec=ns // 10**9, nanosec=ns % 10**9)
-        world.clock.publish(Clock(clock=stamp))
-        time.sleep(0.02)
-        state = JointState(name=JOINTS, position=HOME)
-        state.header.stamp = stamp
-        world.joints.publish(state)
-        world.images.publish(image_message(picture(), stamp, "camera"))
 
-    now = iter(np.arange(100.0, 200.0, 0.07))
-    world.send_until(lambda: bool(world.chunks), "a chunk came", lambda: send_at(next(now)))
-    assert world.chunks[0].header.stamp.sec >= 100
-    planned = len(world.chunks)
-    again = iter(np.arange(5.0, 100.0, 0.07))
-    world.send_until(
-        lambda: len(world.chunks) > planned + 1,
-        "plans after the jump",
-        lambda: send_at(next(again)),
+def test_a_bag_that_loops_onto_the_same_stamp_is_planned_again(
+    make_world: Callable[..., World],
+) -> None:
+    world = make_world(use_sim_time=True)
+    world.activate()
+    world.instruct("touch the red cube")
+    robot = SimulatedTime(world)
+    robot.run(100.0, lambda: bool(world.chunks), "a chunk came")
+    world.until(lambda: len(world.chunks) > 0, "the plan is out")
+    time.sleep(0.5)
+    planned, stamp = len(world.chunks), world.chunks[-1].header.stamp
+    last = stamp.sec + stamp.nanosec / 1e9
+    robot.at(last + 0.05, picture_too=False)
+    robot.at(last - 0.05, picture_too=False)
+    robot.at(last)
+    world.until(lambda: len(world.chunks) > planned, "the same stamp was planned again")
+    assert world.chunks[-1].header.stamp == stamp
+
+
+def test_a_plan_that_is_under_way_when_the_instruction_changes_is_dropped(
+    make_world: Callable[..., World],
+) -> None:
+    world = make_world()
+    world.activate()
+    sessions = world.policy._policy._sessions
+    image, begun, go_on = sessions["image"], threading.Event(), threading.Event()
+
+    class Slow:
+        """An image session that waits in the middle of a plan."""
+
+        def run(self, feeds: Any) -> Any:
+            begun.set()
+            go_on.wait(10)
+            return image.run(feeds)
+
+    sessions["image"] = Slow()
+    world.instruct("touch the red cube")
+    world.send_until(begun.is_set, "a plan is under way")
+    world.instruct("touch the green cube")
+    world.until(
+        lambda: world.policy._planner.status().instruction == "touch the green cube", "it is heard"
     )
-    assert world.chunks[-1].header.stamp.sec < 100
+    go_on.set()
+    world.send_until(lambda: bool(world.chunks), "a chunk came")
+    assert {chunk.instruction for chunk in world.chunks} == {"touch the green cube"}
+
+
+def test_the_predicted_frame_is_the_one_so_many_rows_ahead(
+    make_world: Callable[..., World],
+) -> None:
+    world = make_world(predicted_frame_rows=3, predicted_frame_rate_hz=0.0)
+    world.activate()
+    world.until(lambda: world.peer.count_publishers("predicted_frame") > 0, "it is announced")
+    frames = np.stack([np.full((96, 128, 3), value, np.uint8) for value in (10, 20, 30, 40)])
+    stamped = StampedPlan(1, 0, "", Plan(np.zeros((16, 8)), np.zeros(1), 0), 0.0)
+    world.send_until(
+        lambda: bool(world.frames),
+        "the frame came",
+        lambda: world.policy._publish_frame(stamped, frames),
+    )
+    assert set(world.frames[0].data) == {30}
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,33 @@ def test_the_observation_is_kept_clean_as_latent_frame_zero(
     assert (plan.latents[:, :, :1] == latent).all()
 
 
+def test_what_is_clean_stays_so_whatever_the_engine_says_of_it(
+    tiny: Exported, sessions: dict[str, Session]
+) -> None:
+    seen: list[Mapping[str, np.ndarray]] = []
+
+    class Restless:
+        """A denoise session that moves everything, clean or not."""
+
+        def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            seen.append({name: array.copy() for name, array in feeds.items()})
+            return {name: value + 0.5 for name, value in sessions["denoise"].run(feeds).items()}
+
+    policy = policy_over(tiny, {**sessions, "denoise": Restless()})
+    noise = draw_noise(policy.contract, np.random.default_rng(0))
+    committed = policy.embodiment.offset + np.linspace(0, 0.1, 5)[:, None]
+    robot = observation(policy)
+    plan = policy.plan(robot, policy.prefill("go"), noise, committed)
+    latent = sessions["image"].run({"canvas": robot.images["exterior"]})["latent"]
+    clean = policy.embodiment.to_model(np.vstack([robot.state, committed]))
+    for feeds in seen:
+        assert (feeds["latents"][:, :, :1] == latent).all()
+        assert np.allclose(feeds["rows"][:6, :8], clean, atol=1e-6)
+        assert (feeds["rows"][:, 8:] == 0).all()
+        assert feeds["noisy_rows"].ravel().tolist() == [0.0] * 6 + [1.0] * 11
+    assert (plan.latents[:, :, :1] == latent).all()
+
+
 def test_text_runs_when_the_instruction_changes_and_not_with_each_plan(
     tiny: Exported, sessions: dict[str, Session]
 ) -> None:
