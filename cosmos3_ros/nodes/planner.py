@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable
@@ -12,6 +11,7 @@ import numpy as np
 
 from cosmos3_ros.nodes.images import ImageError
 from cosmos3_ros.nodes.observer import Observer, Refusal
+from cosmos3_ros.nodes.worker import Worker
 from cosmos3_ros.policy.plan import Plan, PlanError, Policy, Prompt, draw_noise
 from cosmos3_ros.policy.prompt import PromptError
 
@@ -48,8 +48,8 @@ class PlannerStatus:
     rejected_chunks: dict[str, int]
 
 
-class Planner:
-    """Runs the policy off the executor's thread.
+class Planner(Worker):
+    """Runs the policy off the executor's thread. A plan under way when it is stopped is dropped.
 
     ``publish`` is called on the planning thread with each plan, ``refuse`` with each refusal (the
     word it is counted under, and the sentence). ``now_ns`` is the node's clock.
@@ -69,12 +69,11 @@ class Planner:
 
         ``seed``: of the noise; negative: another noise each run.
         """
+        super().__init__("planner")
         self._policy, self._observer = policy, observer
         self._now_ns, self._publish, self._refuse = now_ns, publish, refuse
         self._rng = np.random.default_rng(seed if seed >= 0 else None)
         self._period_s = 1 / plan_rate_hz if plan_rate_hz > 0 else 0.0
-        self._changed = threading.Condition()
-        self._stopping = False
         self._instruction: str | None = None
         self._prompted_for: str | None = None
         self._prompt: Prompt | None = None
@@ -85,42 +84,30 @@ class Planner:
         self._latencies: deque[float] = deque(maxlen=LATENCIES_KEPT)
         self._rejected_observations: Counter[str] = Counter()
         self._rejected_chunks: Counter[str] = Counter()
-        self._thread = threading.Thread(target=self._run, name="planner", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        """End planning; a plan that is running is finished and dropped."""
-        with self._changed:
-            self._stopping = True
-            self._changed.notify_all()
-        if self._thread.is_alive():
-            self._thread.join()
 
     def update(self, change: Callable[[Observer], None], wake: bool = False) -> None:
         """Apply a message to the observer, under the lock; ``wake``: it may complete one."""
-        with self._changed:
+        with self.changed:
             change(self._observer)
             if wake:
-                self._changed.notify_all()
+                self.changed.notify_all()
 
     def forget(self) -> None:
         """The clock jumped: what was observed before it counts no longer."""
-        with self._changed:
+        with self.changed:
             self._observer.clear()
             self._tried = self._last_stamp = None
 
     def instruct(self, instruction: str) -> None:
         """A new instruction. An empty one is refused, and ends planning until the next."""
-        with self._changed:
+        with self.changed:
             self._instruction = instruction
             if instruction != self._prompted_for:
                 self._prompt = None
-            self._changed.notify_all()
+            self.changed.notify_all()
 
     def status(self) -> PlannerStatus:
-        with self._changed:
+        with self.changed:
             return PlannerStatus(
                 instruction=self._instruction or "",
                 prompted=self._prompt is not None,
@@ -134,30 +121,30 @@ class Planner:
                 rejected_chunks=dict(self._rejected_chunks),
             )
 
-    def _run(self) -> None:
+    def work(self) -> None:
         next_start = time.monotonic()
         try:
             while self._wait_for_work():
                 if self._instruction is not None and self._instruction != self._prompted_for:
                     self._prefill(self._instruction)
-                elif self._prompt is not None and self._wait_until(next_start):
+                elif self._prompt is not None and self.rest_until(next_start):
                     next_start = time.monotonic() + self._period_s
                     self._plan(self._prompt)
         except Exception as error:  # the engine failed: say so, and leave the arm to the controller
-            with self._changed:
+            with self.changed:
                 self._fault = f"{type(error).__name__}: {error}"
             self._refuse("fault", f"planning has ended: {self._fault}")
 
     def _wait_for_work(self) -> bool:
         """Wait for another instruction or, once there is a prompt, another picture."""
-        with self._changed:
-            while not self._stopping:
+        with self.changed:
+            while not self.stopping:
                 if self._instruction != self._prompted_for:
                     return True
                 progress = self._observer.progress()
                 if self._prompt is not None and progress not in (None, self._tried):
                     return True
-                self._changed.wait()
+                self.changed.wait()
         return False
 
     def _prefill(self, instruction: str) -> None:
@@ -167,19 +154,12 @@ class Planner:
         except PromptError as error:
             prompt = None
             self._reject(self._rejected_observations, "instruction", str(error))
-        with self._changed:
+        with self.changed:
             self._prompt, self._prompted_for = prompt, instruction
-
-    def _wait_until(self, start: float) -> bool:
-        """Hold the plan rate. False: stopped meanwhile."""
-        with self._changed:
-            while not self._stopping and (left := start - time.monotonic()) > 0:
-                self._changed.wait(left)
-            return not self._stopping
 
     def _plan(self, prompt: Prompt) -> None:
         started = time.monotonic()
-        with self._changed:
+        with self.changed:
             self._tried = self._observer.progress()
             observer = self._observer.snapshot()
         try:
@@ -187,7 +167,7 @@ class Planner:
         except (Refusal, ImageError) as error:
             self._reject(self._rejected_observations, error.reason, str(error))
             return
-        with self._changed:
+        with self.changed:
             self._observations += 1
             self._last_stamp = stamped.stamp_ns
         contract = self._policy.contract
@@ -207,8 +187,8 @@ class Planner:
                 f"{contract.chunk / contract.fps:.3f} s; use fewer steps or a faster engine",
             )
             return
-        with self._changed:
-            if self._stopping or self._prompt is not prompt:  # ended, or another instruction
+        with self.changed:
+            if self.stopping or self._prompt is not prompt:  # ended, or another instruction
                 return
             self._plans += 1
             self._latencies.append(latency_s)
@@ -217,7 +197,7 @@ class Planner:
         self._publish(StampedPlan(plan_id, stamped.stamp_ns, prompt.instruction, plan, latency_s))
 
     def _reject(self, counter: Counter[str], reason: str, message: str) -> None:
-        with self._changed:
+        with self.changed:
             counter[reason] += 1
             self._waiting = message
         self._refuse(reason, message)

@@ -5,9 +5,7 @@ It thinks a few times a second and fails apart from the controller node, which h
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -26,6 +24,7 @@ from cosmos3_ros.engine.backends import BACKENDS, open_backend
 from cosmos3_ros.engine.bundle import TOKENIZER, Bundle, load_bundle
 from cosmos3_ros.msg import ActionChunk, PolicyStatus
 from cosmos3_ros.nodes.chunks import message_from_chunk
+from cosmos3_ros.nodes.frame_painter import FramePainter
 from cosmos3_ros.nodes.images import image_message
 from cosmos3_ros.nodes.managed_node import ManagedNode
 from cosmos3_ros.nodes.observer import Observer, Tolerances
@@ -309,64 +308,6 @@ class PolicyNode(ManagedNode):
         array = DiagnosticArray(status=[entry])
         array.header.stamp = status.header.stamp
         return array
-
-
-class FramePainter:
-    """Decodes predicted frames on a thread of its own: newest plan wins, at a limited rate."""
-
-    def __init__(
-        self,
-        policy: Policy,
-        rate_hz: float,
-        publish: Callable[[StampedPlan, np.ndarray], None],
-        refuse: Callable[[str, str], None],
-    ) -> None:
-        self._policy, self._publish, self._refuse = policy, publish, refuse
-        self._period_s = 1 / rate_hz if rate_hz > 0 else None
-        self._offered: StampedPlan | None = None
-        self._changed = threading.Condition()
-        self._stopping = False
-        self.painted = 0
-        self._thread = threading.Thread(target=self._run, name="frames", daemon=True)
-
-    def start(self) -> None:
-        if self._period_s is not None:
-            self._thread.start()
-
-    def stop(self) -> None:
-        with self._changed:
-            self._stopping = True
-            self._changed.notify_all()
-        if self._thread.is_alive():
-            self._thread.join()
-
-    def offer(self, stamped: StampedPlan) -> None:
-        with self._changed:
-            self._offered = stamped
-            self._changed.notify_all()
-
-    def _run(self) -> None:
-        try:
-            while (stamped := self._next()) is not None:
-                started = time.monotonic()
-                self._publish(stamped, self._policy.predict_frames(stamped.plan))
-                self.painted += 1
-                assert self._period_s is not None
-                self._rest(started + self._period_s)
-        except Exception as error:  # predicted frames may fail; plans go on
-            self._refuse("predicted_frame", f"no more predicted frames: {error}")
-
-    def _next(self) -> StampedPlan | None:
-        with self._changed:
-            while not self._stopping and self._offered is None:
-                self._changed.wait()
-            stamped, self._offered = self._offered, None
-            return None if self._stopping else stamped
-
-    def _rest(self, until: float) -> None:
-        with self._changed:
-            while not self._stopping and (left := until - time.monotonic()) > 0:
-                self._changed.wait(left)
 
 
 def policy_state(status: PlannerStatus, now_ns: int, max_age_s: float) -> tuple[int, str]:
