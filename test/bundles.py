@@ -32,7 +32,9 @@ def exported(recipe_path: Path, embodiment_path: Path, checkpoint: Path | None =
     """Export a recipe, or load what an earlier run made of the same sources."""
     recipe, embodiment = load_recipe(recipe_path), load_embodiment(embodiment_path)
     digest = hashlib.sha256(recipe_path.read_bytes() + embodiment_path.read_bytes())
-    for source in sorted((ROOT / "cosmos3_ros" / "engine").glob("*.py")):
+    sources = sorted((ROOT / "cosmos3_ros" / "engine").glob("*.py"))
+    weights = sorted(checkpoint.rglob("*.*")) if checkpoint else []
+    for source in (*sources, *weights):
         digest.update(source.read_bytes())
     out = CACHE / f"{recipe.name}-{digest.hexdigest()[:16]}"
     if (out / "manifest.json").is_file():

@@ -117,6 +117,10 @@ class World:
             (send or self.send)()
             time.sleep(0.06)
 
+    def says(self, state: int) -> bool:
+        """Whether the newest status, if there is one, has a state."""
+        return bool(self.statuses) and self.statuses[-1].state == state
+
     def rejected(self, reason: str) -> int:
         for status in reversed(self.statuses):
             counts = zip(
@@ -225,7 +229,7 @@ def test_status_says_what_runs_and_how_fast(
     world.activate()
     world.instruct("touch the red cube")
     world.send_until(
-        lambda: bool(world.statuses) and world.statuses[-1].state == PolicyStatus.STATE_PLANNING,
+        lambda: world.says(PolicyStatus.STATE_PLANNING),
         "the node says that it plans",
     )
     status = world.statuses[-1]
@@ -357,11 +361,11 @@ def test_cameras_that_stop_are_said_in_the_status(make_world: Callable[..., Worl
     world.activate()
     world.instruct("touch the red cube")
     world.send_until(
-        lambda: bool(world.statuses) and world.statuses[-1].state == PolicyStatus.STATE_PLANNING,
+        lambda: world.says(PolicyStatus.STATE_PLANNING),
         "the node plans",
     )
     world.until(
-        lambda: world.statuses[-1].state == PolicyStatus.STATE_WAITING_FOR_OBSERVATION,
+        lambda: world.says(PolicyStatus.STATE_WAITING_FOR_OBSERVATION),
         "the node says that it waits",
     )
     assert "have the cameras stopped" in world.statuses[-1].reason
@@ -565,8 +569,6 @@ def test_an_engine_that_fails_is_a_fault_and_the_node_lives(
     world.send_until(lambda: bool(world.chunks), "a chunk came")
     # Take a graph out from under the running planner: its next plan meets a broken engine.
     del world.policy._policy._sessions["image"]
-    world.send_until(
-        lambda: world.statuses[-1].state == PolicyStatus.STATE_FAULT, "the node says fault"
-    )
+    world.send_until(lambda: world.says(PolicyStatus.STATE_FAULT), "the node says fault")
     assert "KeyError" in world.statuses[-1].reason
     assert world.transition("deactivate") == TransitionCallbackReturn.SUCCESS
