@@ -124,6 +124,9 @@ def _from_checkpoint(recipe: Recipe, folder: Path) -> Components:
             f"{config.get('action_gen')}); expected one that was trained with actions"
         )
     model = recipe.model
+    # Before gigabytes are read; what the file leaves to defaults is checked after.
+    named = {key: value for key, value in model.transformer.items() if key in config}
+    _require_config(recipe, "transformer", named, config)
     load = {"torch_dtype": torch.float32, "local_files_only": True}
     transformer = Cosmos3OmniTransformer.from_pretrained(folder / "transformer", **load).eval()
     vae = AutoencoderKLWan.from_pretrained(folder / "vae", **load).eval()
