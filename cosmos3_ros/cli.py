@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import NoReturn
 
 # Subcommand: the module with its add_arguments(parser) and main(args), and its help. A module is
 # imported when its command is asked for: an export needs torch, a robot does not.
@@ -19,11 +20,19 @@ COMMANDS = {
 }
 
 
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose refusals are one line and exit code 1, as every other here."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"{self.prog}: {message}; see '{self.prog} --help'", file=sys.stderr)
+        raise SystemExit(1)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand; returns its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     listing = "\n".join(f"  {name:18}{text}" for name, (_, text) in COMMANDS.items())
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="cosmos3",
         description="Cosmos 3 policies on ROS 2.",
         epilog=f"commands:\n{listing}\n\n'cosmos3 COMMAND --help' says more.",
@@ -34,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     module_name, text = COMMANDS[command]
     try:
         module = import_module(module_name)
-        command_parser = argparse.ArgumentParser(prog=f"cosmos3 {command}", description=text)
+        command_parser = Parser(prog=f"cosmos3 {command}", description=text)
         module.add_arguments(command_parser)
         return int(module.main(command_parser.parse_args(arguments[1:])))
     except ModuleNotFoundError as error:

@@ -70,5 +70,17 @@ def test_an_unknown_command_is_refused_with_the_known_ones() -> None:
         text=True,
         check=False,
     )
-    assert result.returncode == 2
+    assert result.returncode == 1
+    assert result.stderr.count("\n") == 1
     assert "bag-from-lerobot" in result.stderr
+
+
+def test_a_missing_argument_is_refused_in_one_line_with_exit_code_1(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["export", "recipe.yaml"])
+    assert end.value.code == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "--out" in error
