@@ -15,7 +15,7 @@ from cosmos3_ros.policy.plan import Policy
 class FramePainter(Worker):
     """Decodes the newest plan on a thread of its own, at a limited rate.
 
-    ``publish`` is called there with each plan and its frames, uint8 RGB [n, H, W, 3]; ``refuse``
+    ``publish`` is called there with each plan and its frames, uint8 RGB [n, H, W, 3]; ``fail``
     with what ended the painting, should it fail: plans go on without it.
     """
 
@@ -24,11 +24,11 @@ class FramePainter(Worker):
         policy: Policy,
         rate_hz: float,
         publish: Callable[[StampedPlan, np.ndarray], None],
-        refuse: Callable[[str, str], None],
+        fail: Callable[[str], None],
     ) -> None:
         """``rate_hz``: at most so many frames a second; 0: none."""
         super().__init__("frames")
-        self._policy, self._publish, self._refuse = policy, publish, refuse
+        self._policy, self._publish, self._fail = policy, publish, fail
         self._rate_hz = rate_hz
         self._offered: StampedPlan | None = None
         self.painted = 0
@@ -48,7 +48,7 @@ class FramePainter(Worker):
                 self.painted += 1
                 self.rest_until(started + 1 / self._rate_hz)
         except Exception as error:
-            self._refuse("predicted_frame", f"no more predicted frames: {error}")
+            self._fail(f"no more predicted frames: {type(error).__name__}: {error}")
 
     def _next(self) -> StampedPlan | None:
         with self.changed:

@@ -14,6 +14,7 @@ import numpy as np
 from sensor_msgs.msg import CompressedImage, Image, JointState
 
 from cosmos3_ros.nodes.images import rgb_of
+from cosmos3_ros.nodes.joints import JointMap
 from cosmos3_ros.policy.embodiment import Embodiment
 from cosmos3_ros.policy.plan import Observation
 
@@ -59,11 +60,11 @@ class Observer:
     def __init__(
         self,
         embodiment: Embodiment,
-        joints: tuple[str, ...],
+        joints: JointMap | None,
         gripper_topic: bool,
         limits: Tolerances,
     ) -> None:
-        """``joints``: the robot's arm joints in channel order.
+        """``joints``: the robot's, or None where the policy takes no state.
 
         ``gripper_topic``: closedness comes from ``on_gripper``, not from the gripper's joint.
         """
@@ -79,8 +80,11 @@ class Observer:
         self._images[camera] = message
 
     def on_joint_states(self, message: JointState) -> None:
-        named = dict(zip(message.name, message.position, strict=False))
-        self._positions.append((stamp_ns(message), named))
+        # Names without a position each (some drivers send velocities alone) say nothing of where
+        # the arm is; what then is missing is refused by name.
+        if len(message.name) == len(message.position):
+            named = dict(zip(message.name, message.position, strict=True))
+            self._positions.append((stamp_ns(message), named))
 
     def on_gripper(self, closedness: float, now_ns: int) -> None:
         """Closedness (0 open, 1 closed), as of ``now_ns``: the topic carries no stamp."""
@@ -158,25 +162,18 @@ class Observer:
         return stamps[newest]
 
     def _state(self, stamp: int) -> np.ndarray:
-        """Positions nearest to a stamp: physical [width], in the order of the channels."""
-        embodiment, gripper = self._embodiment, self._embodiment.gripper
-        wanted = list(self._joints)
-        if gripper and not self._gripper_topic:
-            wanted.append(gripper.joint)
+        """Channel positions nearest to a stamp [width]; NaN where the policy takes no state."""
+        if self._joints is None:
+            return np.full(self._embodiment.width, np.nan)
+        names, is_gripper = self._joints.names, self._joints.is_gripper
+        wanted = [
+            n for n, g in zip(names, is_gripper, strict=True) if not (g and self._gripper_topic)
+        ]
         found = self._nearest(self._positions, wanted, stamp, "joint_states")
-        arm = iter([found[name] for name in self._joints])
-        if gripper is None:
-            return np.array(list(arm))
+        state = self._joints.to_channels(np.array([found.get(name, np.nan) for name in names]))
         if self._gripper_topic:
-            closedness = self._nearest(self._gripper, [""], stamp, "gripper_state")[""]
-        else:
-            closedness = gripper.closedness(found[gripper.joint])
-        return np.array(
-            [
-                closedness if name == gripper.channel else next(arm)
-                for name in embodiment.channel_names
-            ]
-        )
+            state[is_gripper] = self._nearest(self._gripper, [""], stamp, "gripper_state")[""]
+        return state
 
     def _nearest(
         self,

@@ -52,7 +52,8 @@ class Planner(Worker):
     """Runs the policy off the executor's thread. A plan under way when it is stopped is dropped.
 
     ``publish`` is called on the planning thread with each plan, ``refuse`` with each refusal (the
-    word it is counted under, and the sentence). ``now_ns`` is the node's clock.
+    word it is counted under, and the sentence), ``fail`` with what ended planning for good.
+    ``now_ns`` is the node's clock.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Planner(Worker):
         now_ns: Callable[[], int],
         publish: Callable[[StampedPlan], None],
         refuse: Callable[[str, str], None],
+        fail: Callable[[str], None],
         seed: int,
         plan_rate_hz: float,
     ) -> None:
@@ -71,7 +73,8 @@ class Planner(Worker):
         """
         super().__init__("planner")
         self._policy, self._observer = policy, observer
-        self._now_ns, self._publish, self._refuse = now_ns, publish, refuse
+        self._now_ns, self._publish = now_ns, publish
+        self._refuse, self._fail = refuse, fail
         self._rng = np.random.default_rng(seed if seed >= 0 else None)
         self._period_s = 1 / plan_rate_hz if plan_rate_hz > 0 else 0.0
         self._instruction: str | None = None
@@ -79,7 +82,7 @@ class Planner(Worker):
         self._prompt: Prompt | None = None
         self._tried: int | None = None
         self._last_stamp: int | None = None
-        self._fault, self._waiting = "", "no observation has arrived"
+        self._fault, self._waiting = "", "no instruction has arrived"
         self._plans = self._observations = 0
         self._latencies: deque[float] = deque(maxlen=LATENCIES_KEPT)
         self._rejected_observations: Counter[str] = Counter()
@@ -104,6 +107,7 @@ class Planner(Worker):
             self._instruction = instruction
             if instruction != self._prompted_for:
                 self._prompt = None
+                self._waiting = "the instruction is being read"
             self.changed.notify_all()
 
     def status(self) -> PlannerStatus:
@@ -133,7 +137,7 @@ class Planner(Worker):
         except Exception as error:  # the engine failed: say so, and leave the arm to the controller
             with self.changed:
                 self._fault = f"{type(error).__name__}: {error}"
-            self._refuse("fault", f"planning has ended: {self._fault}")
+            self._fail(f"planning has ended: {self._fault}; deactivate and activate the node again")
 
     def _wait_for_work(self) -> bool:
         """Wait for another instruction or, once there is a prompt, another picture."""
@@ -156,6 +160,8 @@ class Planner(Worker):
             self._reject(self._rejected_observations, "instruction", str(error))
         with self.changed:
             self._prompt, self._prompted_for = prompt, instruction
+            if prompt is not None:
+                self._waiting = "no observation has arrived"
 
     def _plan(self, prompt: Prompt) -> None:
         started = time.monotonic()
@@ -188,7 +194,9 @@ class Planner(Worker):
             )
             return
         with self.changed:
-            if self.stopping or self._prompt is not prompt:  # ended, or another instruction
+            # Ended, another instruction, or a jump of the clock: the plan is of another time.
+            forgotten = self._last_stamp != stamped.stamp_ns
+            if self.stopping or self._prompt is not prompt or forgotten:
                 return
             self._plans += 1
             self._latencies.append(latency_s)

@@ -26,6 +26,7 @@ from cosmos3_ros.msg import ActionChunk, PolicyStatus
 from cosmos3_ros.nodes.chunks import message_from_chunk
 from cosmos3_ros.nodes.frame_painter import FramePainter
 from cosmos3_ros.nodes.images import image_message
+from cosmos3_ros.nodes.joints import JointMap
 from cosmos3_ros.nodes.managed_node import ManagedNode
 from cosmos3_ros.nodes.observer import Observer, Tolerances
 from cosmos3_ros.nodes.parameters import (
@@ -38,7 +39,7 @@ from cosmos3_ros.nodes.parameters import (
 )
 from cosmos3_ros.nodes.planner import Planner, PlannerStatus, StampedPlan
 from cosmos3_ros.nodes.running import leave, run
-from cosmos3_ros.policy.embodiment import Embodiment, load_embodiment
+from cosmos3_ros.policy.embodiment import load_embodiment
 from cosmos3_ros.policy.plan import Observation, Policy, draw_noise
 
 STATUS_PERIOD_S = 1.0
@@ -117,7 +118,8 @@ class PolicyNode(ManagedNode):
         self._bundle = load_bundle(parameters.bundle)
         contract = self._bundle.manifest.contract
         embodiment = load_embodiment(parameters.embodiment or contract.embodiment)
-        self._joints = _arm_joints(embodiment, parameters)
+        # Only a state row asks for joints; without one the robot need not publish any.
+        self._joints = JointMap(embodiment, parameters.joint_names) if contract.state_row else None
         last_frame = (contract.frame_latents - 1) * contract.temporal_compression
         if parameters.predicted_frame_rows > last_frame:
             raise ParameterError(
@@ -168,11 +170,12 @@ class PolicyNode(ManagedNode):
             self.now_ns,
             self._publish_plan,
             self._refused,
+            self._failed,
             parameters.seed,
             parameters.plan_rate_hz,
         )
         self._painter = FramePainter(
-            self._policy, parameters.predicted_frame_rate_hz, self._publish_frame, self._refused
+            self._policy, parameters.predicted_frame_rate_hz, self._publish_frame, self._failed
         )
         self._painter.start()
         planner.start()
@@ -251,8 +254,15 @@ class PolicyNode(ManagedNode):
         self._frames.publish(image_message(frames[rows - 1], stamp, "cosmos3_canvas"))
 
     def _refused(self, reason: str, message: str) -> None:
-        """On the planning or painting thread: logged once a second a reason, counted always."""
+        """On the planning thread: logged once a second at most, counted always."""
         self.get_logger().warning(f"{reason}: {message}", throttle_duration_sec=1.0)
+        if self._state == PolicyStatus.STATE_PLANNING:
+            self._publish_status()
+
+    def _failed(self, message: str) -> None:
+        """On the planning or painting thread: it ends, and nothing may hide that."""
+        self.get_logger().error(message)
+        self._publish_status()
 
     def _publish_status(self) -> None:
         if self._planner is None or self._painter is None:
@@ -315,8 +325,7 @@ def policy_state(status: PlannerStatus, now_ns: int, max_age_s: float) -> tuple[
     if status.fault:
         return PolicyStatus.STATE_FAULT, status.fault
     if not status.prompted:
-        reason = status.waiting if status.instruction else "no instruction has arrived"
-        return PolicyStatus.STATE_WAITING_FOR_INSTRUCTION, reason
+        return PolicyStatus.STATE_WAITING_FOR_INSTRUCTION, status.waiting
     if status.waiting:
         return PolicyStatus.STATE_WAITING_FOR_OBSERVATION, status.waiting
     slack_s = max(status.latencies_s, default=0.0)
@@ -331,16 +340,6 @@ def policy_state(status: PlannerStatus, now_ns: int, max_age_s: float) -> tuple[
 def time_message(ns: int) -> Time:
     """builtin_interfaces/Time of nanoseconds."""
     return Time(sec=ns // 1_000_000_000, nanosec=ns % 1_000_000_000)
-
-
-def _arm_joints(embodiment: Embodiment, parameters: PolicyParameters) -> tuple[str, ...]:
-    joints = parameters.joint_names or embodiment.joints
-    if len(joints) != len(embodiment.joints):
-        raise ParameterError(
-            f"parameter 'joint_names' has {len(joints)} names, embodiment '{embodiment.name}' "
-            f"{len(embodiment.joints)} joints; expected one a joint, in channel order"
-        )
-    return tuple(joints)
 
 
 def main() -> int:

@@ -10,6 +10,7 @@ from builtin_interfaces.msg import Time
 from sensor_msgs.msg import Image, JointState
 
 from cosmos3_ros.nodes.images import image_message
+from cosmos3_ros.nodes.joints import JointMap
 from cosmos3_ros.nodes.observer import Observer, Refusal, Tolerances
 from cosmos3_ros.policy.embodiment import Embodiment, load_embodiment
 
@@ -36,7 +37,7 @@ def joints(at_ns: int, names: list[str], positions: list[float]) -> JointState:
 
 def complete(embodiment: Embodiment, gripper_topic: bool = False) -> Observer:
     """All three cameras at NOW, and joint states 0.1 .. 0.8 with the gripper half closed."""
-    observer = Observer(embodiment, embodiment.joints, gripper_topic, LIMITS)
+    observer = Observer(embodiment, JointMap(embodiment), gripper_topic, LIMITS)
     for view in embodiment.cameras:
         observer.on_image(view.name, picture(NOW))
     names = [*embodiment.joints, "finger_joint"]
@@ -64,7 +65,7 @@ def test_a_complete_observation_has_every_picture_and_the_state_in_channel_order
 def test_joints_are_matched_by_name_in_any_order_and_over_several_messages(
     droid: Embodiment,
 ) -> None:
-    observer = Observer(droid, droid.joints, False, LIMITS)
+    observer = Observer(droid, JointMap(droid), False, LIMITS)
     for view in droid.cameras:
         observer.on_image(view.name, picture(NOW))
     names = ["wheel", *reversed(droid.joints)]
@@ -86,7 +87,7 @@ def test_the_joint_state_nearest_to_the_picture_is_taken(droid: Embodiment) -> N
 
 def test_other_robots_name_their_joints_otherwise(droid: Embodiment) -> None:
     names = tuple(f"fr3_joint{i}" for i in range(1, 8))
-    observer = Observer(droid, names, False, LIMITS)
+    observer = Observer(droid, JointMap(droid, names), False, LIMITS)
     for view in droid.cameras:
         observer.on_image(view.name, picture(NOW))
     observer.on_joint_states(joints(NOW, [*names, "finger_joint"], [0.2] * 7 + [0.0]))
@@ -106,7 +107,7 @@ def test_a_silent_gripper_topic_is_refused(droid: Embodiment) -> None:
 
 
 def test_a_missing_camera_is_refused_by_name(droid: Embodiment) -> None:
-    observer = Observer(droid, droid.joints, False, LIMITS)
+    observer = Observer(droid, JointMap(droid), False, LIMITS)
     observer.on_image("wrist", picture(NOW))
     refusal = refusal_of(observer)
     assert refusal.reason == "camera_missing"
@@ -150,6 +151,20 @@ def test_missing_joints_are_refused_by_name_with_what_was_seen(droid: Embodiment
     refusal = refusal_of(observer)
     assert refusal.reason == "joints_missing"
     assert "panda_joint2" in str(refusal) and "seen so far: panda_joint1, wheel" in str(refusal)
+
+
+def test_names_and_positions_that_do_not_pair_up_are_not_guessed_at(droid: Embodiment) -> None:
+    observer = complete(droid)
+    observer._positions.clear()
+    observer.on_joint_states(joints(NOW, [*droid.joints, "finger_joint"], [0.1] * 7))
+    assert refusal_of(observer).reason == "joints_missing"
+
+
+def test_a_policy_that_takes_no_state_needs_no_joint_states(droid: Embodiment) -> None:
+    observer = Observer(droid, None, False, LIMITS)
+    for view in droid.cameras:
+        observer.on_image(view.name, picture(NOW))
+    assert np.isnan(observer.observe(NOW).observation.state).all()
 
 
 def test_joint_states_far_from_the_picture_are_refused(droid: Embodiment) -> None:

@@ -270,9 +270,12 @@ def test_a_new_instruction_takes_effect_in_flight(make_world: Callable[..., Worl
     )
 
 
-@pytest.mark.parametrize("text", ["", "   ", "x" * 700])
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [("", "is empty"), ("   ", "is empty"), ("x" * 700, "has room for 640")],
+)
 def test_an_instruction_that_cannot_be_followed_ends_planning_and_is_counted(
-    text: str, make_world: Callable[..., World]
+    text: str, reason: str, make_world: Callable[..., World]
 ) -> None:
     world = make_world()
     world.activate()
@@ -281,7 +284,7 @@ def test_an_instruction_that_cannot_be_followed_ends_planning_and_is_counted(
     world.instruct(text)
     world.send_until(lambda: world.rejected("instruction") == 1, "the instruction was refused")
     assert world.statuses[-1].state == PolicyStatus.STATE_WAITING_FOR_INSTRUCTION
-    assert "instruction" in world.statuses[-1].reason
+    assert reason in world.statuses[-1].reason
     planned = len(world.chunks)
     for _ in range(5):
         world.send()
@@ -479,6 +482,34 @@ def test_a_plan_that_is_under_way_when_the_instruction_changes_is_dropped(
     assert {chunk.instruction for chunk in world.chunks} == {"touch the green cube"}
 
 
+def test_a_plan_that_is_under_way_when_the_clock_jumps_back_is_dropped(
+    make_world: Callable[..., World],
+) -> None:
+    world = make_world(use_sim_time=True)
+    world.activate()
+    sessions = world.policy._policy._sessions
+    image, begun, go_on = sessions["image"], threading.Event(), threading.Event()
+
+    class Slow:
+        """An image session that waits in the middle of a plan."""
+
+        def run(self, feeds: Any) -> Any:
+            begun.set()
+            go_on.wait(10)
+            return image.run(feeds)
+
+    sessions["image"] = Slow()
+    world.instruct("touch the red cube")
+    robot = SimulatedTime(world)
+    robot.run(100.0, begun.is_set, "a plan is under way")
+    robot.at(99.5, picture_too=False)
+    time.sleep(0.2)
+    go_on.set()
+    time.sleep(0.5)
+    assert not world.chunks
+    robot.run(99.6, lambda: bool(world.chunks), "a plan came after the jump")
+
+
 def test_the_predicted_frame_is_the_one_so_many_rows_ahead(
     make_world: Callable[..., World],
 ) -> None:
@@ -561,7 +592,7 @@ def test_a_deactivated_node_says_nothing(make_world: Callable[..., World]) -> No
 
 
 def test_an_engine_that_fails_is_a_fault_and_the_node_lives(
-    make_world: Callable[..., World],
+    make_world: Callable[..., World], capfd: pytest.CaptureFixture[str]
 ) -> None:
     world = make_world()
     world.activate()
@@ -571,4 +602,5 @@ def test_an_engine_that_fails_is_a_fault_and_the_node_lives(
     del world.policy._policy._sessions["image"]
     world.send_until(lambda: world.says(PolicyStatus.STATE_FAULT), "the node says fault")
     assert "KeyError" in world.statuses[-1].reason
+    assert "planning has ended: KeyError" in capfd.readouterr().err
     assert world.transition("deactivate") == TransitionCallbackReturn.SUCCESS
