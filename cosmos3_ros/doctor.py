@@ -246,8 +246,13 @@ def examine_dds_profile() -> Finding:
 
 def examine(bundle: Path | None) -> list[Finding]:
     """Every finding, in the order to read them."""
+    tried = []
     with ThreadPoolExecutor() as pool:
-        tried = list(pool.map(attempt, CHECKS))
+        for finding in pool.map(attempt, CHECKS):
+            tried.append(finding)
+            # By hand: what draws bars elsewhere may be missing where the doctor is called.
+            if sys.stderr.isatty():
+                print(f"\rchecked {len(tried)} of {len(CHECKS)}", end="\r", file=sys.stderr)
     findings = [*tried[:2], examine_dds_profile(), *tried[2:7], find_gpu(), *tried[7:]]
     if bundle is not None:
         check = Check("bundle", BUNDLE_CODE, f"cosmos3 verify {bundle} says more", needed=True)
