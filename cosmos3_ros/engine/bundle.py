@@ -11,7 +11,7 @@ from typing import Any
 
 from cosmos3_ros.engine.session import GRAPHS, Contract, Prompting, Rope, Sampler
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 
@@ -29,23 +29,66 @@ class TensorSpec:
 
 
 @dataclass(frozen=True)
-class GraphSpec:
-    """One graph: its file in the bundle, and its tensors by name."""
+class PartSpec:
+    """A stretch of a graph's layers, in a file of its own.
+
+    ``layers``: (first, last + 1). A tensor that the graph has too is the graph's own, but for
+    ``keys`` and ``values``, of which a part takes or gives those of its layers; any other is
+    handed from one part to the next.
+    """
 
     file: str
+    layers: tuple[int, int]
     inputs: Mapping[str, TensorSpec]
     outputs: Mapping[str, TensorSpec]
 
 
 @dataclass(frozen=True)
+class GraphSpec:
+    """One graph: its tensors by name, and the parts that run one after another.
+
+    Most graphs have one part, whose tensors are the graph's. Text and denoise may have several, so
+    that each compiles in less memory than the whole.
+    """
+
+    inputs: Mapping[str, TensorSpec]
+    outputs: Mapping[str, TensorSpec]
+    parts: tuple[PartSpec, ...]
+
+
+@dataclass(frozen=True)
+class Quantisation:
+    """How the generation tower's linear layers were quantised.
+
+    ``ranges``: where the largest activations come from: "declared" by the recipe, or "calibrated"
+    on ``observations`` observations of ``source``. ``layers``: how many were quantised. ``kept``:
+    those that stayed high, by name.
+    """
+
+    ranges: str
+    source: str
+    observations: int
+    layers: int
+    kept: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Manifest:
-    """What a bundle is. ``files`` maps every other file of the folder to its SHA-256."""
+    """What a bundle is.
+
+    ``forwards``: those of a plan, as (step, timestep, branch). ``files`` maps every file that the
+    export wrote to its SHA-256; engines that were compiled beside them have keys of their own.
+    ``warnings``: what whoever runs this bundle has to know.
+    """
 
     format_version: int
     name: str
     source: str
     source_sha256: str
     precision: str
+    quantisation: Quantisation | None
+    warnings: tuple[str, ...]
+    forwards: tuple[tuple[int, float, str], ...]
     contract: Contract
     graphs: Mapping[str, GraphSpec]
     files: Mapping[str, str]
@@ -120,30 +163,54 @@ def _hash_of(path: Path, name: str) -> str:
 
 
 def _manifest(data: dict[str, Any]) -> Manifest:
-    contract = dict(data["contract"])
-    rope, prompting = dict(contract.pop("rope")), contract.pop("prompting")
-    sampler = dict(contract.pop("sampler"))
-    for key in ("axes_dim", "inverse_frequency"):
-        rope[key] = tuple(rope[key])
-    for key in ("timesteps", "start"):
-        sampler[key] = tuple(sampler[key])
-    sampler["velocity"] = tuple(tuple(row) for row in sampler["velocity"])
     missing = [name for name in GRAPHS if name not in data["graphs"]]
     if missing:
         raise KeyError(f"graphs {', '.join(missing)}")
-    rest = {f.name: data[f.name] for f in fields(Manifest) if f.name not in ("contract", "graphs")}
+    quantisation = data["quantisation"]
+    if quantisation is not None:
+        quantisation = Quantisation(**quantisation | {"kept": tuple(quantisation["kept"])})
     return Manifest(
-        contract=Contract(
-            **contract,
-            rope=Rope(**rope),
-            prompting=Prompting(**prompting),
-            sampler=Sampler(**sampler),
+        **{f.name: data[f.name] for f in fields(Manifest)}
+        | {
+            "quantisation": quantisation,
+            "warnings": tuple(data["warnings"]),
+            "forwards": tuple(tuple(forward) for forward in data["forwards"]),
+            "contract": _contract(data["contract"]),
+            "graphs": {name: _graph(graph) for name, graph in data["graphs"].items()},
+        }
+    )
+
+
+def _contract(data: dict[str, Any]) -> Contract:
+    rope, sampler = dict(data["rope"]), dict(data["sampler"])
+    for key in ("axes_dim", "inverse_frequency"):
+        rope[key] = tuple(rope[key])
+    for key in ("timesteps", "start", "guided"):
+        sampler[key] = tuple(sampler[key])
+    sampler["velocity"] = tuple(tuple(row) for row in sampler["velocity"])
+    return Contract(
+        **data
+        | {
+            "rope": Rope(**rope),
+            "prompting": Prompting(**data["prompting"]),
+            "sampler": Sampler(**sampler),
+        }
+    )
+
+
+def _graph(data: dict[str, Any]) -> GraphSpec:
+    return GraphSpec(
+        _tensors(data["inputs"]),
+        _tensors(data["outputs"]),
+        tuple(
+            PartSpec(
+                part["file"],
+                (part["layers"][0], part["layers"][1]),
+                _tensors(part["inputs"]),
+                _tensors(part["outputs"]),
+            )
+            for part in data["parts"]
         ),
-        graphs={
-            name: GraphSpec(graph["file"], _tensors(graph["inputs"]), _tensors(graph["outputs"]))
-            for name, graph in data["graphs"].items()
-        },
-        **rest,
     )
 
 

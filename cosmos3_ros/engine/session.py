@@ -1,8 +1,10 @@
-"""What the policy knows of the engine: the contract its graphs were exported for, and a session.
+"""What the policy knows of the engine: the contract its graphs were exported for, and an engine.
 
-A session runs one graph. The four graphs and their tensors (``A`` action rows, ``S`` generation
-tokens, ``U`` padded text tokens, ``L`` layers, ``K`` key/value heads, ``D`` head dimension,
-``C T h w`` the latent):
+An engine runs the graphs of a bundle on named buffers that it owns, wherever its device keeps
+them. What is to run is a program, a list of calls that never changes: a backend may allocate
+everything beforehand and capture the whole program as one CUDA graph. The graphs and their tensors
+(``A`` action rows, ``S`` generation tokens, ``U`` padded text tokens, ``L`` layers, ``K`` key/value
+heads, ``D`` head dimension, ``C T h w`` the latent, ``N`` velocities kept):
 
 ========  ==========================================================  =========================
 graph     inputs                                                      outputs
@@ -15,22 +17,36 @@ denoise   ``latents`` [1,C,T,h,w], ``rows`` [A,64], ``noisy_rows``    ``latent_v
           ``sin`` [S,D], ``keys``, ``values``, ``text_bias`` [U]
           (0 for a token, TEXT_PADDING_BIAS for padding),
           ``domain_id`` [1] int64
+step      ``start_latents``, ``start_rows`` (the noise),              ``latents``, ``rows``,
+          ``latent_history`` [N,C,T,h,w], ``row_history`` [N,A,64],   ``next_latent_history``,
+          ``conditional_latent``, ``unconditional_latent``,           ``next_row_history``
+          ``conditional_row``, ``unconditional_row`` (velocities),
+          ``guidance`` [1], ``place`` [N], ``coefficients`` [1+N],
+          ``clean_latent`` [1,C,1,h,w], ``clean_rows`` [A,64],
+          ``noisy_rows``
 frame     ``latents`` [1,C,F,h,w], the first F of them                ``frames`` [4(F-1),H,W,3]
                                                                       uint8
 ========  ==========================================================  =========================
 
-Everything that is not named otherwise is float32. ``frames`` starts one frame after the canvas.
+``step`` advances the sampler: v = unconditional + guidance * (conditional - unconditional) enters
+the history where ``place`` is 1, and x = coefficients[0] * start + sum_j coefficients[1+j] *
+history[j]. Then latent frame 0 is ``clean_latent``, rows whose ``noisy_rows`` is 0 are
+``clean_rows``, and channels beyond the embodiment's width are 0.
+
+Keys and values have the type that the bundle's precision gives them. Everything that is not named
+otherwise is float32. ``frames`` starts one frame after the canvas.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
-GRAPHS = ("text", "image", "denoise", "frame")
+GRAPHS = ("text", "image", "denoise", "step", "frame")
+CONDITIONAL, UNCONDITIONAL = "conditional", "unconditional"
 
 # Added to the attention scores of padded text tokens: far below any score, and finite in FP16.
 TEXT_PADDING_BIAS = -1e4
@@ -66,19 +82,35 @@ class Prompting:
 
 @dataclass(frozen=True)
 class Sampler:
-    """UniPC as a table: after step k, x = start[k] * x0 + sum_j velocity[k][j] * v_j."""
+    """UniPC as a table: after step k, x = start[k] * x0 + sum_j velocity[k][j] * v_j.
+
+    ``guided``: at which steps the velocity is guided, which takes a second, unconditional forward.
+    """
 
     steps: int
     shift: float
     guidance: float
+    guided: tuple[bool, ...]
     timesteps: tuple[float, ...]
     start: tuple[float, ...]
     velocity: tuple[tuple[float, ...], ...]
 
+    def branches(self, step: int) -> tuple[str, ...]:
+        """The forwards of a step, in their order."""
+        return (CONDITIONAL, UNCONDITIONAL) if self.guided[step] else (CONDITIONAL,)
+
+    @property
+    def forwards(self) -> int:
+        """Forwards of the denoise graph in a plan."""
+        return sum(len(self.branches(step)) for step in range(self.steps))
+
 
 @dataclass(frozen=True)
 class Contract:
-    """What the graphs of a bundle were exported for. Sizes are pixels unless they say latent."""
+    """What the graphs of a bundle were exported for. Sizes are pixels unless they say latent.
+
+    ``history``: the velocities that the step graph keeps; a sampler may have fewer steps.
+    """
 
     embodiment: str
     domain_id: int
@@ -98,6 +130,7 @@ class Contract:
     patch: int
     temporal_compression: int
     frame_latents: int
+    history: int
     rope: Rope
     prompting: Prompting
     sampler: Sampler
@@ -127,13 +160,40 @@ class Contract:
         return frames * height * width + self.rows
 
 
-class Session(Protocol):
-    """One graph of a bundle, opened by a backend. Not thread-safe: one caller at a time."""
+@dataclass(frozen=True)
+class Call:
+    """One run of a graph: the buffer that each of its tensors is, by tensor name."""
 
-    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Run the graph on named inputs and return its outputs by name.
+    graph: str
+    inputs: Mapping[str, str]
+    outputs: Mapping[str, str]
 
-        Raises ValueError naming the input where one is missing, unknown, or has another shape
-        or type than the graph takes.
+
+Program = Sequence[Call]
+
+
+class Engine(Protocol):
+    """The graphs of a bundle, opened by a backend.
+
+    Programs that share no buffer may run side by side, each on one thread at a time.
+    """
+
+    def prepare(self, programs: Mapping[str, Program]) -> None:
+        """Allocate the buffers of these programs, zeroed, once and for all.
+
+        A buffer has the shape and type of the tensors it is bound to. Raises ValueError naming the
+        buffer where two of them differ, and the engine's own error where memory does not suffice.
         """
+        ...
+
+    def write(self, buffer: str, array: np.ndarray) -> None:
+        """Copy an array into a buffer. Raises ValueError where shape or type differ."""
+        ...
+
+    def read(self, buffer: str) -> np.ndarray:
+        """A new array with what is in a buffer, after every run that writes it."""
+        ...
+
+    def run(self, program: str) -> None:
+        """Run a prepared program. Returns when its outputs may be read."""
         ...
