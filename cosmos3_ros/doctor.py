@@ -169,12 +169,12 @@ from cosmos3_ros.engine.backends import BACKENDS, open_backend
 from cosmos3_ros.engine.bundle import load_bundle
 try:
     bundle = load_bundle(sys.argv[1])
-    sessions = open_backend(bundle, BACKENDS[0], 0)
+    open_backend(bundle, BACKENDS[0], 0)
 except (ValueError, OSError) as error:
     sys.exit(f"{error}")
 manifest = bundle.manifest
 print(f"{manifest.name}, {manifest.precision}: {len(manifest.files)} hashes right, "
-      f"{len(sessions)} graphs open on {BACKENDS[0]}")
+      f"{len(manifest.graphs)} graphs open on {BACKENDS[0]}")
 """
 
 

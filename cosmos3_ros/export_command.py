@@ -14,8 +14,6 @@ from cosmos3_ros.policy.embodiment import Embodiment, load_embodiment
 if TYPE_CHECKING:
     from cosmos3_ros.engine.export import Body
 
-_STEPS = 6
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", type=Path, help="recipe file, such as engines/tiny.yaml")
@@ -34,15 +32,18 @@ def main(args: argparse.Namespace) -> int:
     # torch takes seconds to import: refuse a bad recipe before.
     from cosmos3_ros.engine.export import export
 
-    with tqdm(total=_STEPS, unit="step", desc=f"export {recipe.name}") as bar:
+    with tqdm(desc=f"export {recipe.name}", unit="B", unit_scale=True, unit_divisor=1000) as bar:
 
-        def progress(step: str) -> None:
-            bar.update(bool(bar.postfix))
-            bar.set_postfix_str(step)
+        def progress(step: str, written: int, size: int) -> None:
+            if size:
+                bar.total = size
+                bar.update(written - bar.n)
+            bar.set_postfix_str(step, refresh=not size)
 
         bundle = export(recipe, body_of(embodiment), args.out, args.checkpoint, progress)
-        bar.update(_STEPS - bar.n)
     print(f"{bundle.path}: bundle '{recipe.name}', SHA-256 {bundle.sha256[:12]}")
+    for warning in bundle.manifest.warnings:
+        print(f"warning: {warning}")
     return 0
 
 

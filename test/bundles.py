@@ -15,7 +15,9 @@ from cosmos3_ros.policy.embodiment import Embodiment, load_embodiment
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / "build" / "test-bundles"
-TINY = ROOT / "engines" / "tiny.yaml"
+ENGINES = ROOT / "engines"
+TINY = ENGINES / "tiny.yaml"
+SIM_PANDA = ROOT / "config" / "embodiments" / "sim_panda.yaml"
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Exported:
 def exported(recipe_path: Path, embodiment_path: Path, checkpoint: Path | None = None) -> Exported:
     """Export a recipe, or load what an earlier run made of the same sources."""
     recipe, embodiment = load_recipe(recipe_path), load_embodiment(embodiment_path)
-    digest = hashlib.sha256(recipe_path.read_bytes() + embodiment_path.read_bytes())
+    digest = hashlib.sha256(repr(recipe).encode() + embodiment_path.read_bytes())
     sources = sorted((ROOT / "cosmos3_ros" / "engine").glob("*.py"))
     weights = sorted(checkpoint.rglob("*.*")) if checkpoint else []
     for source in (*sources, *weights):
@@ -72,10 +74,42 @@ def write_variant(folder: Path, name: str, width: int, height: int, **changes: o
     return exported(folder / "recipe.yaml", folder / "embodiment.yaml")
 
 
+def shipped(name: str) -> Exported:
+    """The bundle of a recipe in ``engines/`` that drives the simulated arm."""
+    return exported(ENGINES / f"{name}.yaml", SIM_PANDA)
+
+
 @pytest.fixture(scope="session")
 def tiny() -> Exported:
     """The bundle of ``engines/tiny.yaml``."""
-    return exported(TINY, ROOT / "config" / "embodiments" / "sim_panda.yaml")
+    return shipped("tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_bf16() -> Exported:
+    """The bundle of ``engines/tiny_bf16.yaml``."""
+    return shipped("tiny_bf16")
+
+
+@pytest.fixture(scope="session")
+def tiny_fp8() -> Exported:
+    """The bundle of ``engines/tiny_fp8.yaml``: its ranges are declared."""
+    return shipped("tiny_fp8")
+
+
+@pytest.fixture(scope="session")
+def tiny_nvfp4() -> Exported:
+    """The bundle of ``engines/tiny_nvfp4.yaml``: its ranges are declared."""
+    return shipped("tiny_nvfp4")
+
+
+@pytest.fixture(scope="session")
+def tiny_in_parts(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """Tiny with a part for each of its two layers of text and denoise."""
+    path = tmp_path_factory.mktemp("parts") / "tiny_in_parts.yaml"
+    recipe = {"name": "tiny_in_parts", "extends": str(TINY), "layers_per_part": 1}
+    path.write_text(yaml.safe_dump(recipe))
+    return exported(path, SIM_PANDA)
 
 
 @pytest.fixture(scope="session")

@@ -13,14 +13,32 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from bundles import even_grid, odd_grid, tiny
+from bundles import (
+    even_grid,
+    odd_grid,
+    tiny,
+    tiny_bf16,
+    tiny_fp8,
+    tiny_in_parts,
+    tiny_nvfp4,
+)
 
 from cosmos3_ros.processes import free_domain_id
 
 if TYPE_CHECKING:
     from rclpy.context import Context
 
-__all__ = ["even_grid", "odd_grid", "ros_context", "ros_domain_id", "tiny"]
+__all__ = [
+    "even_grid",
+    "odd_grid",
+    "ros_context",
+    "ros_domain_id",
+    "tiny",
+    "tiny_bf16",
+    "tiny_fp8",
+    "tiny_in_parts",
+    "tiny_nvfp4",
+]
 
 # Rooms whose tests start ROS in this process; the others start it in processes that are told how.
 ROS_ROOMS = ("launch", "nodes", "sim")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cosmos3_ros.engine.bundle import Bundle
-from cosmos3_ros.engine.session import Session
+from cosmos3_ros.engine.session import Engine
 
 BACKENDS = ("onnxruntime",)
 
@@ -12,8 +12,8 @@ class BackendError(ValueError):
     """A backend is not known, or not installed."""
 
 
-def open_backend(bundle: Bundle, backend: str, threads: int) -> dict[str, Session]:
-    """Sessions of every graph, by graph name.
+def open_backend(bundle: Bundle, backend: str, threads: int) -> Engine:
+    """An engine over every graph of a bundle.
 
     Raises BackendError for a backend that cannot be had, BundleError for a bundle that the
     backend cannot run.
@@ -23,10 +23,10 @@ def open_backend(bundle: Bundle, backend: str, threads: int) -> dict[str, Sessio
             f"backend '{backend}' is not known; expected one of {', '.join(BACKENDS)}"
         )
     try:
-        from cosmos3_ros.engine.onnx_session import open_sessions
+        from cosmos3_ros.engine.onnx_engine import OnnxEngine
     except ImportError as error:
         raise BackendError(
             f"backend 'onnxruntime' cannot be imported ({error}); install it with "
             "'pip install onnxruntime'"
         ) from error
-    return open_sessions(bundle, threads)
+    return OnnxEngine(bundle, threads)

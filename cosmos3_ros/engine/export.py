@@ -1,14 +1,17 @@
-"""From diffusers' modules to a bundle: four ONNX graphs, a tokenizer, and a manifest."""
+"""From diffusers' modules to a bundle: five ONNX graphs, a tokenizer, and a manifest.
+
+The modules are hollow: graphs are traced without weights, which are then streamed from the
+checkpoint into the bundle one by one. Memory does not grow with the checkpoint.
+"""
 
 from __future__ import annotations
 
-import logging
-import shutil
-import tempfile
-import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+import fnmatch
+import gc
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import diffusers
 import numpy as np
@@ -24,22 +27,68 @@ from transformers import PreTrainedTokenizerBase
 
 from cosmos3_ros.engine.bundle import (
     FORMAT_VERSION,
+    MANIFEST,
     TOKENIZER,
     Bundle,
     GraphSpec,
     Manifest,
+    PartSpec,
+    Quantisation,
     TensorSpec,
     file_sha256,
     load_bundle,
     write_manifest,
 )
-from cosmos3_ros.engine.export_graphs import DenoiseGraph, FrameGraph, ImageGraph, TextGraph
-from cosmos3_ros.engine.export_model import Components, make_components
-from cosmos3_ros.engine.recipe import Recipe, RecipeError
+from cosmos3_ros.engine.export_folder import require_space, whole_folder
+from cosmos3_ros.engine.export_graphs import (
+    DenoiseGraph,
+    FrameGraph,
+    ImageGraph,
+    StepGraph,
+    TextGraph,
+)
+from cosmos3_ros.engine.export_model import DTYPES, Components, open_components
+from cosmos3_ros.engine.export_onnx import Traced, trace, write
+from cosmos3_ros.engine.quantise import quantise
+from cosmos3_ros.engine.recipe import QUANTISED, GuidanceSchedule, Recipe, RecipeError
 from cosmos3_ros.engine.session import Contract, Prompting, Rope, Sampler
 
 _MARK = "\x00caption\x00"
-_EXTERNAL_DATA_BYTES = 1_500_000_000
+# The layers that are quantised, by the end of their name, and the kind of their range.
+_QUANTISABLE = {
+    "self_attn.add_q_proj.weight": "attention_in",
+    "self_attn.add_k_proj.weight": "attention_in",
+    "self_attn.add_v_proj.weight": "attention_in",
+    "self_attn.to_add_out.weight": "attention_out",
+    "mlp_moe_gen.gate_proj.weight": "mlp_in",
+    "mlp_moe_gen.up_proj.weight": "mlp_in",
+    "mlp_moe_gen.down_proj.weight": "mlp_down",
+}
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The largest absolute activation at the input of a layer, by the name of its weight.
+
+    Seen over ``observations`` observations of ``source``.
+    """
+
+    source: str
+    observations: int
+    ranges: Mapping[str, float]
+
+
+class Progress(Protocol):
+    """Told before each step, and after each tensor: the bytes written, and those to be written.
+
+    The bytes to be written are 0 until they are known.
+    """
+
+    def __call__(self, step: str, written: int, size: int) -> None: ...
+
+
+def _silent(step: str, written: int, size: int) -> None:
+    pass
 
 
 @dataclass(frozen=True)
@@ -60,37 +109,45 @@ def export(
     body: Body,
     out: Path,
     checkpoint: Path | None = None,
-    progress: Callable[[str], None] = lambda step: None,
+    progress: Progress = _silent,
+    calibration: Calibration | None = None,
 ) -> Bundle:
     """Write the bundle of a recipe to ``out`` and return it.
 
-    The folder appears whole or not at all; an earlier bundle there is replaced at the end.
-    ``progress`` is called with a word before each step. Raises RecipeError, and OSError where
-    ``out`` cannot be written or holds something that is no bundle.
+    The folder appears whole or not at all; an earlier bundle there is replaced at the end. Raises
+    RecipeError, FolderError where another export is writing this folder, and OSError where it
+    cannot be written or the disk has too little room.
     """
-    if out.exists() and not (out / "manifest.json").is_file():
+    if out.exists() and not (out / MANIFEST).is_file():
         raise RecipeError(f"'{out}' exists and is no bundle; name another folder for the bundle")
-    progress("model")
-    components = make_components(recipe, checkpoint)
-    contract = make_contract(recipe, body, components)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
-        graphs = {}
-        for name, (module, inputs, outputs) in _graphs(components, contract, recipe).items():
-            progress(name)
-            graphs[name] = _write_graph(work, name, module, inputs, outputs, recipe.opset)
-        progress("manifest")
+    with whole_folder(out) as work:
+        progress("model", 0, 0)
+        components = open_components(recipe, checkpoint)
+        contract = make_contract(recipe, body, components)
+        ranges, quantisation, warnings = _ranges(recipe, components, calibration)
+        graphs: dict[str, GraphSpec] = {}
+        parts: list[Traced] = []
+        for name, stretches in _graphs(components, contract, recipe).items():
+            progress(name, 0, 0)
+            traced = [_traced(name, part, components, recipe, ranges) for part in stretches]
+            graphs[name] = _graph_spec(traced, stretches)
+            parts += traced
+        _write_parts(parts, work, progress)
+        progress("manifest", 0, 0)
         components.tokenizer.backend_tokenizer.save(str(work / TOKENIZER))
+        written = sorted(p for p in work.iterdir() if not p.name.startswith("."))
         manifest = Manifest(
             format_version=FORMAT_VERSION,
             name=recipe.name,
             source=components.source,
             source_sha256=components.source_sha256,
             precision=recipe.precision,
+            quantisation=quantisation,
+            warnings=warnings,
+            forwards=_forwards(contract.sampler),
             contract=contract,
             graphs=graphs,
-            files={p.name: file_sha256(p) for p in sorted(work.iterdir())},
+            files={path.name: file_sha256(path) for path in written},
             tools={
                 "torch": torch.__version__,
                 "diffusers": diffusers.__version__,
@@ -98,13 +155,6 @@ def export(
             },
         )
         write_manifest(work, manifest)
-        work.chmod(0o755)
-        if out.exists():
-            shutil.rmtree(out)
-        work.rename(out)
-    except BaseException:
-        shutil.rmtree(work, ignore_errors=True)
-        raise
     return load_bundle(out)
 
 
@@ -156,6 +206,7 @@ def make_contract(recipe: Recipe, body: Body, components: Components) -> Contrac
         patch=config.latent_patch_size,
         temporal_compression=vae.scale_factor_temporal,
         frame_latents=recipe.frame_latents,
+        history=recipe.steps,
         rope=Rope(
             inverse_frequency=_inverse_frequency(config),
             axes_dim=tuple(config.rope_axes_dim),
@@ -171,6 +222,7 @@ def make_contract(recipe: Recipe, body: Body, components: Components) -> Contrac
             recipe.shift,
             recipe.guidance,
             components.native_flow_schedule,
+            recipe.guided,
         ),
     )
 
@@ -218,10 +270,12 @@ def make_sampler(
     shift: float,
     guidance: float,
     native_flow_schedule: bool = False,
+    guided: GuidanceSchedule | None = None,
 ) -> Sampler:
     """Read the sampler's table off a diffusers scheduler by feeding it unit vectors.
 
-    The scheduler's configuration is used with ``shift``; its state is not touched.
+    The scheduler's configuration is used with ``shift``; its state is not touched. ``guided``: at
+    which steps (None: every one). A guidance of 1 is none, at no step.
     """
     own = UniPCMultistepScheduler.from_config(scheduler.config, flow_shift=shift)
     if native_flow_schedule:
@@ -235,11 +289,14 @@ def make_sampler(
         velocity = basis[1 + index : 2 + index]
         sample = own.step(velocity, timestep, sample, return_dict=False)[0]
         table.append(sample[0].tolist())
+    timesteps = tuple(float(t) for t in own.timesteps)
+    schedule = guided or GuidanceSchedule()
     return Sampler(
         steps=steps,
         shift=shift,
         guidance=guidance,
-        timesteps=tuple(float(t) for t in own.timesteps),
+        guided=tuple(guidance != 1.0 and schedule.guides(k, t) for k, t in enumerate(timesteps)),
+        timesteps=timesteps,
         start=tuple(row[0] for row in table),
         velocity=tuple(tuple(row[1 : 2 + k]) for k, row in enumerate(table)),
     )
@@ -262,94 +319,232 @@ def _canvas(recipe: Recipe, body: Body, multiple: int) -> tuple[int, int]:
     return int(height), int(width)
 
 
-_Graph = tuple[nn.Module, dict[str, Tensor], list[str]]
-
-
-def _graphs(components: Components, contract: Contract, recipe: Recipe) -> dict[str, _Graph]:
-    """Module, example inputs and output names of every graph."""
-    transformer, vae, c = components.transformer, components.vae, contract
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[recipe.precision]
-    for name, parameter in transformer.named_parameters():
-        if not name.startswith("time_embedder."):  # kept in float32, as the stock model does
-            parameter.data = parameter.data.to(dtype)
-    config = transformer.config
-    text_shape = (
-        config.num_hidden_layers,
-        config.num_key_value_heads,
-        c.prompting.text_tokens,
-        config.head_dim,
+def _forwards(sampler: Sampler) -> tuple[tuple[int, float, str], ...]:
+    return tuple(
+        (step, timestep, branch)
+        for step, timestep in enumerate(sampler.timesteps)
+        for branch in sampler.branches(step)
     )
-    denoise_inputs = {
-        "latents": torch.randn(c.latent_shape),
-        "rows": torch.randn(c.rows, c.action_dim),
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A module to trace, with examples of what it takes.
+
+    ``graph``: the shapes of the whole graph's tensors, by name.
+    """
+
+    file: str
+    module: nn.Module
+    layers: tuple[int, int]
+    inputs: Mapping[str, Tensor]
+
+
+def _graphs(
+    components: Components, contract: Contract, recipe: Recipe
+) -> dict[str, list[_Part]]:
+    """The parts of every graph."""
+    transformer, vae, c = components.transformer, components.vae, contract
+    config = transformer.config
+    layers, width = config.num_hidden_layers, config.hidden_size
+    dtype = DTYPES[recipe.precision]
+    text_tokens = c.prompting.text_tokens
+    text_shape = (config.num_key_value_heads, text_tokens, config.head_dim)
+    history = (c.history, *c.latent_shape[1:])
+    row_shape = (c.rows, c.action_dim)
+    clean_shape = (1, c.latent_channels, 1, c.latent_height, c.latent_width)
+    text = {
+        "token_ids": torch.zeros(text_tokens, dtype=torch.int64),
+        "x": torch.zeros(text_tokens, width, dtype=dtype),
+    }
+    denoise = {
+        "latents": torch.zeros(c.latent_shape),
+        "rows": torch.zeros(row_shape),
         "noisy_rows": torch.ones(c.rows, 1),
-        "timestep": torch.tensor([500.0]),
-        "cos": torch.randn(c.tokens, config.head_dim),
-        "sin": torch.randn(c.tokens, config.head_dim),
-        "keys": torch.randn(text_shape).to(dtype),
-        "values": torch.randn(text_shape).to(dtype),
-        "text_bias": torch.zeros(c.prompting.text_tokens),
+        "timestep": torch.zeros(1),
+        "cos": torch.zeros(c.tokens, config.head_dim),
+        "sin": torch.zeros(c.tokens, config.head_dim),
+        "text_bias": torch.zeros(text_tokens),
         "domain_id": torch.tensor([c.domain_id]),
+        "x": torch.zeros(c.tokens, width, dtype=dtype),
     }
-    token_ids = torch.zeros(c.prompting.text_tokens, dtype=torch.int64)
-    canvas = torch.zeros(c.canvas_height, c.canvas_width, 3, dtype=torch.uint8)
-    first_latents = torch.randn(c.latent_shape)[:, :, : c.frame_latents]
+    step = {
+        "start_latents": torch.zeros(c.latent_shape),
+        "start_rows": torch.zeros(row_shape),
+        "latent_history": torch.zeros(history),
+        "row_history": torch.zeros(c.history, *row_shape),
+        "conditional_latent": torch.zeros(c.latent_shape),
+        "unconditional_latent": torch.zeros(c.latent_shape),
+        "conditional_row": torch.zeros(row_shape),
+        "unconditional_row": torch.zeros(row_shape),
+        "guidance": torch.zeros(1),
+        "place": torch.zeros(c.history),
+        "coefficients": torch.zeros(1 + c.history),
+        "clean_latent": torch.zeros(clean_shape),
+        "clean_rows": torch.zeros(row_shape),
+        "noisy_rows": torch.ones(c.rows, 1),
+    }
+
+    def kept(first: int, last: int) -> dict[str, Tensor]:
+        shape = (last - first, *text_shape)
+        return {name: torch.zeros(shape, dtype=dtype) for name in ("keys", "values")}
+
+    def whole(name: str, module: nn.Module, inputs: dict[str, Tensor]) -> list[_Part]:
+        return [_Part(f"{name}.onnx", module, (0, layers), inputs)]
+
     return {
-        "text": (
-            TextGraph(transformer, c.prompting.text_tokens),
-            {"token_ids": token_ids},
-            ["keys", "values"],
+        "text": [
+            _Part(file, TextGraph(transformer, text_tokens, stretch), stretch, text)
+            for file, stretch in _stretches("text", layers, recipe)
+        ],
+        "image": whole(
+            "image",
+            ImageGraph(vae, c),
+            {"canvas": torch.zeros(c.canvas_height, c.canvas_width, 3, dtype=torch.uint8)},
         ),
-        "image": (ImageGraph(vae, c), {"canvas": canvas}, ["latent"]),
-        "denoise": (
-            DenoiseGraph(transformer, c),
-            denoise_inputs,
-            ["latent_velocity", "row_velocity"],
+        "denoise": [
+            _Part(file, DenoiseGraph(transformer, c, stretch), stretch, denoise | kept(*stretch))
+            for file, stretch in _stretches("denoise", layers, recipe)
+        ],
+        "step": whole("step", StepGraph(c), step),
+        "frame": whole(
+            "frame",
+            FrameGraph(vae, c),
+            {"latents": torch.zeros(c.latent_shape)[:, :, : c.frame_latents]},
         ),
-        "frame": (FrameGraph(vae, c), {"latents": first_latents}, ["frames"]),
     }
 
 
-def _write_graph(
-    folder: Path,
-    name: str,
-    module: nn.Module,
-    inputs: dict[str, Tensor],
-    outputs: list[str],
-    opset: int,
-) -> GraphSpec:
-    path = folder / f"{name}.onnx"
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
-        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-        program = torch.onnx.export(
-            module.eval(),
-            tuple(inputs.values()),
-            dynamo=True,
-            opset_version=opset,
-            input_names=list(inputs),
-            output_names=outputs,
-            verbose=False,
-        )
-    assert program is not None, "dynamo=True returns a program"
-    weights = sum(p.numel() * p.element_size() for p in module.parameters())
-    program.save(str(path), external_data=weights > _EXTERNAL_DATA_BYTES)
-    onnx.checker.check_model(str(path))
-    graph = onnx.load(str(path), load_external_data=False).graph
-    spec = GraphSpec(path.name, _specs(graph.input), _specs(graph.output))
-    if list(spec.inputs) != list(inputs) or list(spec.outputs) != outputs:
-        raise RuntimeError(
-            f"the {name} graph came out with {list(spec.inputs)} -> {list(spec.outputs)}; "
-            f"expected {list(inputs)} -> {outputs}"
-        )
-    return spec
+def _stretches(
+    graph: str, layers: int, recipe: Recipe
+) -> Iterator[tuple[str, tuple[int, int]]]:
+    """File and layers (first, last + 1) of a graph's parts."""
+    count = recipe.layers_per_part.get(graph, layers)
+    for index, first in enumerate(range(0, layers, count)):
+        file = f"{graph}.{index}.onnx" if count < layers else f"{graph}.onnx"
+        yield file, (first, min(first + count, layers))
 
 
-def _specs(values: list[onnx.ValueInfoProto]) -> dict[str, TensorSpec]:
-    specs = {}
-    for value in values:
-        tensor = value.type.tensor_type
-        shape = tuple(d.dim_value for d in tensor.shape.dim)
-        kind = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
-        specs[value.name] = TensorSpec(shape, kind)
-    return specs
+def _traced(
+    graph: str,
+    part: _Part,
+    components: Components,
+    recipe: Recipe,
+    ranges: Mapping[str, float],
+) -> Traced:
+    """A part whose weights are declared, quantised where the recipe says so."""
+    of_vae = graph in ("image", "frame")
+    stock = components.vae if of_vae else components.transformer
+    names = {id(parameter): name for name, parameter in stock.named_parameters()}
+    model = trace(part.module, part.inputs, names, recipe.opset)
+    declared = {n for n, v in model.graph.initializers.items() if v.const_value is None}
+    converts = {}
+    if graph == "denoise" and ranges:
+        held = {name: largest for name, largest in ranges.items() if name in declared}
+        converts = quantise(model, held, recipe.precision)
+    gc.collect()  # a traced program refers to itself, and holds hundreds of megabytes
+    return Traced(
+        part.file,
+        model,
+        components.vae_weights if of_vae else components.transformer_weights,
+        tuple(name for name in stock.state_dict() if name in declared - converts.keys()),
+        converts,
+    )
+
+
+def _graph_spec(traced: list[Traced], parts: list[_Part]) -> GraphSpec:
+    """The whole graph's tensors: those of its parts, but what they hand to one another.
+
+    Keys and values are stacked over the parts.
+    """
+    specs = tuple(
+        PartSpec(one.file, part.layers, one.inputs, one.outputs)
+        for one, part in zip(traced, parts, strict=True)
+    )
+    layers = specs[-1].layers[1]
+
+    def joined(tensors: list[Mapping[str, TensorSpec]]) -> dict[str, TensorSpec]:
+        found: dict[str, TensorSpec] = {}
+        for name, spec in (item for part in tensors for item in part.items()):
+            if name in ("keys", "values"):
+                found[name] = replace(spec, shape=(layers, *spec.shape[1:]))
+            elif name != "x":
+                found[name] = spec
+        return found
+
+    return GraphSpec(
+        joined([part.inputs for part in specs]), joined([part.outputs for part in specs]), specs
+    )
+
+
+def _write_parts(parts: list[Traced], work: Path, progress: Progress) -> None:
+    size = sum(part.bytes for part in parts)
+    require_space(work, size)
+    written = 0
+    for part in parts:
+
+        def count(done: int, file: str = part.file) -> None:
+            nonlocal written
+            written += done
+            progress(file, written, size)
+
+        progress(part.file, written, size)
+        write(part, work, count)
+
+
+def _ranges(
+    recipe: Recipe, components: Components, calibration: Calibration | None
+) -> tuple[dict[str, float], Quantisation | None, tuple[str, ...]]:
+    """Largest activations by weight, how that is recorded, and what a user has to be warned of."""
+    if recipe.precision not in QUANTISED:
+        if calibration is not None:
+            raise RecipeError(
+                f"recipe '{recipe.name}' is {recipe.precision}: nothing is calibrated; expected "
+                f"precision {' or '.join(QUANTISED)}"
+            )
+        return {}, None, ()
+    kinds = {
+        name: kind
+        for name in components.transformer_weights.shapes
+        for end, kind in _QUANTISABLE.items()
+        if name.endswith(end)
+    }
+    kept = [n for n in kinds if any(fnmatch.fnmatch(n, p) for p in recipe.quantisation.keep)]
+    quantised = {name: kind for name, kind in kinds.items() if name not in kept}
+    _require_keep(recipe, kinds)
+    if calibration is not None:
+        missing = [name for name in quantised if name not in calibration.ranges]
+        if missing:
+            raise RecipeError(
+                f"the calibration on '{calibration.source}' has no range for '{missing[0]}'; "
+                "calibrate with this recipe and this checkpoint"
+            )
+        ranges = {name: calibration.ranges[name] for name in quantised}
+        source, observations = calibration.source, calibration.observations
+        warnings: tuple[str, ...] = ()
+    else:
+        declared = recipe.quantisation.ranges
+        if not declared:
+            raise RecipeError(
+                f"recipe '{recipe.name}' is {recipe.precision} and has no ranges; add --calibrate "
+                "BAG, or declare quantisation.ranges"
+            )
+        ranges = {name: declared[kind] for name, kind in quantised.items()}
+        source, observations = f"recipe '{recipe.name}'", 0
+        warnings = (
+            "activation ranges are declared by the recipe, not calibrated: export with "
+            "--calibrate BAG before this bundle moves a robot",
+        )
+    how = "declared" if calibration is None else "calibrated"
+    record = Quantisation(how, source, observations, len(quantised), tuple(kept))
+    return ranges, record, warnings
+
+
+def _require_keep(recipe: Recipe, quantisable: Mapping[str, str]) -> None:
+    """A pattern that matches nothing is a typing error, and would quantise what it names."""
+    for pattern in recipe.quantisation.keep:
+        if not fnmatch.filter(quantisable, pattern):
+            raise RecipeError(
+                f"recipe '{recipe.name}': quantisation.keep '{pattern}' matches no layer; "
+                f"expected a pattern over names such as '{next(iter(quantisable))}'"
+            )

@@ -1,8 +1,12 @@
-"""The four graphs, as thin modules over the weights of the stock diffusers models.
+"""The graphs, as thin modules over the weights of the stock diffusers models.
 
 The stock transformer packs its sequence with Python lists and ``scatter``, and branches on data;
 these modules compute the same from static shapes. Parity with the stock modules is tested.
 Shapes are those of ``cosmos3_ros.engine.session``.
+
+Text and denoise are made for a stretch of the layers: the hidden states ``x`` [tokens, hidden]
+pass from one stretch to the next. A module says in ``inputs`` and ``outputs`` what it takes and
+returns, by name and in order.
 """
 
 from __future__ import annotations
@@ -24,12 +28,28 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos.unsqueeze(1) + turned * sin.unsqueeze(1)
 
 
-def _attend(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
+def _attend(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
     """Grouped-query attention. ``query`` [n, K*G, D], ``keys`` and ``values`` [K, m, D], ``bias``
-    broadcast to [K, G, n, m]; result [n, K*G*D]. Keys are never repeated.
+    [n or 1, m], added to the scores; result [n, K*G*D]. Keys are never repeated. Without a bias
+    it is causal.
+
+    In half precision it becomes ONNX's Attention operator, for which TensorRT has fused kernels;
+    it has none for float32, which gets the products themselves.
     """
     tokens, heads, dim = query.shape
     groups = heads // keys.shape[0]
+    if query.dtype != torch.float32:
+        mixed = F.scaled_dot_product_attention(
+            query.transpose(0, 1)[None],
+            keys[None],
+            values[None],
+            attn_mask=None if bias is None else bias[None, None],
+            is_causal=bias is None,
+            enable_gqa=groups > 1,
+        )
+        return mixed[0].transpose(0, 1).reshape(tokens, heads * dim)
+    if bias is None:
+        bias = query.new_full((tokens, tokens), TEXT_PADDING_BIAS).triu(1)
     grouped = query.view(tokens, keys.shape[0], groups, dim).permute(1, 2, 0, 3)
     scores = torch.matmul(grouped * dim**-0.5, keys.unsqueeze(1).transpose(-1, -2)) + bias
     mixed = torch.matmul(torch.softmax(scores, dim=-1), values.unsqueeze(1))
@@ -41,45 +61,57 @@ class TextGraph(nn.Module):
 
     The text is causal, so padding at its end reaches no real token. The last layer's output is
     read by nobody: its keys and values are all that remains of it.
+
+    ``layers``: the stretch (first, last + 1); all of them where it is None.
     """
 
     cos: Tensor
     sin: Tensor
-    causal: Tensor
 
-    def __init__(self, transformer: Cosmos3OmniTransformer, text_tokens: int) -> None:
+    def __init__(
+        self,
+        transformer: Cosmos3OmniTransformer,
+        text_tokens: int,
+        layers: tuple[int, int] | None = None,
+    ) -> None:
         super().__init__()
-        self.embed, self.layers = transformer.embed_tokens, transformer.layers
+        first, last = layers or (0, len(transformer.layers))
+        self.is_first, self.is_last = first == 0, last == len(transformer.layers)
+        self.inputs = ("token_ids",) if self.is_first else ("x",)
+        self.outputs = ("keys", "values") if self.is_last else ("keys", "values", "x")
+        self.layers = transformer.layers[first:last]
+        if self.is_first:
+            self.embed = transformer.embed_tokens
         position = torch.arange(text_tokens).float().expand(3, 1, -1)
         cos, sin = transformer.rotary_emb(position, position.device, torch.float32)
         self.register_buffer("cos", cos[0])
         self.register_buffer("sin", sin[0])
-        future = torch.full((text_tokens, text_tokens), TEXT_PADDING_BIAS).triu(1)
-        self.register_buffer("causal", future)
 
-    def forward(self, token_ids: Tensor) -> tuple[Tensor, Tensor]:
-        x = self.embed(token_ids)
-        cos, sin, causal = (t.to(x.dtype) for t in (self.cos, self.sin, self.causal))
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """``x``: token ids in the first stretch, hidden states in the others."""
+        if self.is_first:
+            x = self.embed(x)
+        cos, sin = self.cos.to(x.dtype), self.sin.to(x.dtype)
         all_keys, all_values = [], []
         for index, layer in enumerate(self.layers):
             attention = layer.self_attn
             heads = (x.shape[0], -1, attention.head_dim)
             h = layer.input_layernorm(x)
-            query = _rotate(attention.norm_q(attention.to_q(h).view(heads)), cos, sin)
             normed = attention.norm_k(attention.to_k(h).view(heads))
-            keys = _rotate(normed, cos, sin).transpose(0, 1)
             values = attention.to_v(h).view(heads).transpose(0, 1)
+            for_generation = normed
             if attention.k_norm_und_for_gen is not None:
                 for_generation = attention.k_norm_und_for_gen(normed)
-                all_keys.append(_rotate(for_generation, cos, sin).transpose(0, 1))
-            else:
-                all_keys.append(keys)
+            all_keys.append(_rotate(for_generation, cos, sin).transpose(0, 1))
             all_values.append(values)
-            if index == len(self.layers) - 1:
+            if self.is_last and index == len(self.layers) - 1:
                 break
-            x = x + attention.to_out(_attend(query, keys, values, causal))
+            query = _rotate(attention.norm_q(attention.to_q(h).view(heads)), cos, sin)
+            keys = _rotate(normed, cos, sin).transpose(0, 1)
+            x = x + attention.to_out(_attend(query, keys, values, None))
             x = x + layer.mlp(layer.post_attention_layernorm(x))
-        return torch.stack(all_keys), torch.stack(all_values)
+        stacked = torch.stack(all_keys), torch.stack(all_values)
+        return stacked if self.is_last else (*stacked, x)
 
 
 class DenoiseGraph(nn.Module):
@@ -87,46 +119,48 @@ class DenoiseGraph(nn.Module):
 
     Latent frame 0 is the observation and clean; which action rows are clean is an input. Clean
     tokens carry no timestep embedding, and their velocity is zero.
+
+    ``layers``: the stretch (first, last + 1); all of them where it is None.
     """
 
     noisy_video: Tensor
 
-    def __init__(self, transformer: Cosmos3OmniTransformer, contract: Contract) -> None:
+    def __init__(
+        self,
+        transformer: Cosmos3OmniTransformer,
+        contract: Contract,
+        layers: tuple[int, int] | None = None,
+    ) -> None:
         super().__init__()
-        self.layers, self.norm = transformer.layers, transformer.norm_moe_gen
-        self.proj_in, self.proj_out = transformer.proj_in, transformer.proj_out
-        self.time_proj, self.time_embedder = transformer.time_proj, transformer.time_embedder
-        self.rows_in, self.rows_out = transformer.action_proj_in, transformer.action_proj_out
-        self.rows_embed = transformer.action_modality_embed
-        self.timestep_scale = transformer.config.timestep_scale
+        first, last = layers or (0, len(transformer.layers))
+        self.is_first, self.is_last = first == 0, last == len(transformer.layers)
+        before = ("latents", "rows", "noisy_rows", "timestep") if self.is_first else ("x",)
+        after = ("domain_id",) if self.is_first else ()
+        if self.is_last and not self.is_first:
+            after = ("noisy_rows", "domain_id")
+        self.inputs = (*before, "cos", "sin", "keys", "values", "text_bias", *after)
+        self.outputs = ("latent_velocity", "row_velocity") if self.is_last else ("x",)
+        self.layers = transformer.layers[first:last]
+        if self.is_first:
+            self.proj_in, self.rows_in = transformer.proj_in, transformer.action_proj_in
+            self.rows_embed = transformer.action_modality_embed
+            self.time_proj, self.time_embedder = transformer.time_proj, transformer.time_embedder
+            self.timestep_scale = transformer.config.timestep_scale
+        if self.is_last:
+            self.norm, self.proj_out = transformer.norm_moe_gen, transformer.proj_out
+            self.rows_out = transformer.action_proj_out
         self.contract = contract
         frames, height, width = contract.grid
         noisy = (torch.arange(frames) >= 1).float().repeat_interleave(height * width)
         self.register_buffer("noisy_video", noisy[:, None])
 
-    def forward(
-        self,
-        latents: Tensor,
-        rows: Tensor,
-        noisy_rows: Tensor,
-        timestep: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        text_bias: Tensor,
-        domain_id: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        dtype = self.proj_in.weight.dtype
-        noisy = torch.cat([self.noisy_video, noisy_rows]).to(dtype)
-        scaled = self.time_proj(timestep * self.timestep_scale)
-        # The timestep is embedded in float32 (its weights' own type), whatever the rest runs in.
-        time = self.time_embedder(scaled.to(self.time_embedder.linear_1.weight.dtype)).to(dtype)
-        video = self.proj_in(self._patchify(latents).to(dtype))
-        action = self._by_domain(self.rows_in, rows.to(dtype), domain_id) + self.rows_embed
-        x = torch.cat([video, action]) + time * noisy
-        cos, sin = cos.to(dtype), sin.to(dtype)
-        bias = torch.cat([text_bias, text_bias.new_zeros(x.shape[0])]).to(dtype)
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """``tensors`` in the order of ``inputs``; returned in the order of ``outputs``."""
+        given = dict(zip(self.inputs, tensors, strict=True))
+        x = self._embed(given) if self.is_first else given["x"]
+        cos, sin = given["cos"].to(x.dtype), given["sin"].to(x.dtype)
+        text_bias = given["text_bias"]
+        bias = torch.cat([text_bias, text_bias.new_zeros(x.shape[0])])[None].to(x.dtype)
         for index, layer in enumerate(self.layers):
             attention = layer.self_attn
             heads = (x.shape[0], -1, attention.head_dim)
@@ -134,15 +168,33 @@ class DenoiseGraph(nn.Module):
             query = _rotate(attention.norm_added_q(attention.add_q_proj(h).view(heads)), cos, sin)
             key = _rotate(attention.norm_added_k(attention.add_k_proj(h).view(heads)), cos, sin)
             value = attention.add_v_proj(h).view(heads)
-            all_keys = torch.cat([keys[index], key.transpose(0, 1)], dim=1)
-            all_values = torch.cat([values[index], value.transpose(0, 1)], dim=1)
-            x = x + attention.to_add_out(_attend(query, all_keys, all_values, bias))
+            keys = torch.cat([given["keys"][index], key.transpose(0, 1)], dim=1)
+            values = torch.cat([given["values"][index], value.transpose(0, 1)], dim=1)
+            x = x + attention.to_add_out(_attend(query, keys, values, bias))
             x = x + layer.mlp_moe_gen(layer.post_attention_layernorm_moe_gen(x))
+        return self._velocities(x, given) if self.is_last else (x,)
+
+    def _embed(self, given: dict[str, Tensor]) -> Tensor:
+        """Latents and action rows to hidden states, with the timestep where they are noisy."""
+        dtype = self.proj_in.weight.dtype
+        scaled = self.time_proj(given["timestep"] * self.timestep_scale)
+        # The timestep is embedded in float32 (its weights' own type), whatever the rest runs in.
+        time = self.time_embedder(scaled.to(self.time_embedder.linear_1.weight.dtype)).to(dtype)
+        video = self.proj_in(self._patchify(given["latents"]).to(dtype))
+        rows = self._by_domain(self.rows_in, given["rows"].to(dtype), given["domain_id"])
+        return torch.cat([video, rows + self.rows_embed]) + time * self._noisy(given, dtype)
+
+    def _velocities(self, x: Tensor, given: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Hidden states to velocities, zero where a token is clean."""
+        noisy = self._noisy(given, x.dtype)
         x = self.norm(x)
         tokens = self.noisy_video.shape[0]
         video = self._unpatchify(self.proj_out(x[:tokens]) * noisy[:tokens])
-        action = self._by_domain(self.rows_out, x[tokens:], domain_id) * noisy[tokens:]
-        return video.float(), action.float()
+        rows = self._by_domain(self.rows_out, x[tokens:], given["domain_id"]) * noisy[tokens:]
+        return video.float(), rows.float()
+
+    def _noisy(self, given: dict[str, Tensor], dtype: torch.dtype) -> Tensor:
+        return torch.cat([self.noisy_video, given["noisy_rows"]]).to(dtype)
 
     def _by_domain(self, layer: Any, x: Tensor, domain_id: Tensor) -> Tensor:
         weight = layer.fc(domain_id).view(layer.input_size, layer.output_size)
@@ -168,8 +220,65 @@ class DenoiseGraph(nn.Module):
         return video[..., : c.latent_height, : c.latent_width]
 
 
+class StepGraph(nn.Module):
+    """The sampler after one step: velocities of both branches to the next latents and rows.
+
+    Places of the history that hold nothing yet, and the unconditional branch where the step is
+    not guided, may hold anything, NaN included: they are selected away, never multiplied by zero.
+    """
+
+    inputs = (
+        "start_latents",
+        "start_rows",
+        "latent_history",
+        "row_history",
+        "conditional_latent",
+        "unconditional_latent",
+        "conditional_row",
+        "unconditional_row",
+        "guidance",
+        "place",
+        "coefficients",
+        "clean_latent",
+        "clean_rows",
+        "noisy_rows",
+    )
+    outputs = ("latents", "rows", "next_latent_history", "next_row_history")
+
+    def __init__(self, contract: Contract) -> None:
+        super().__init__()
+        self.width = contract.width
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        given = dict(zip(self.inputs, tensors, strict=True))
+        latents, latent_history = self._advance(given, "latent", given["start_latents"])
+        rows, row_history = self._advance(given, "row", given["start_rows"][None])
+        latents = torch.cat([given["clean_latent"], latents[:, :, 1:]], dim=2)
+        rows = torch.where(given["noisy_rows"] == 0, given["clean_rows"], rows[0])
+        rows = torch.cat([rows[:, : self.width], torch.zeros_like(rows[:, self.width :])], dim=1)
+        return latents, rows, latent_history, row_history
+
+    def _advance(
+        self, given: dict[str, Tensor], kind: str, start: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """x [1, ...] after this step, and the history [N, ...] with this step's velocity."""
+        conditional = given[f"conditional_{kind}"]
+        unconditional = given[f"unconditional_{kind}"]
+        guided = unconditional + given["guidance"] * (conditional - unconditional)
+        velocity = torch.where(given["guidance"] == 1, conditional, guided)
+        history = given[f"{kind}_history"]
+        each = (-1,) + (1,) * (history.dim() - 1)
+        history = torch.where(given["place"].view(each) == 1, velocity, history)
+        weights = given["coefficients"][1:].view(each)
+        used = torch.where(weights == 0, 0.0, weights * history)
+        return given["coefficients"][0] * start + used.sum(0, keepdim=True), history
+
+
 class _Latents(nn.Module):
-    """Shared by image and frame: the VAE and the statistics its latents are normalised by."""
+    """Shared by image and frame: the VAE and the statistics its latents are normalised by.
+
+    The VAE runs in the type of its weights; canvas, latents and frames do not depend on it.
+    """
 
     mean: Tensor
     inverse_std: Tensor
@@ -177,6 +286,7 @@ class _Latents(nn.Module):
     def __init__(self, vae: AutoencoderKLWan, contract: Contract) -> None:
         super().__init__()
         self.vae, self.contract = vae, contract
+        self.dtype = next(vae.parameters()).dtype
         shape = (1, contract.latent_channels, 1, 1, 1)
         self.register_buffer("mean", torch.tensor(vae.config.latents_mean).view(shape))
         inverse_std = 1.0 / torch.tensor(vae.config.latents_std)
@@ -189,10 +299,14 @@ class ImageGraph(_Latents):
     Encoding the one frame gives the latent of the repeated clip: the VAE is causal in time.
     """
 
+    inputs = ("canvas",)
+    outputs = ("latent",)
+
     def forward(self, canvas: Tensor) -> Tensor:
         c = self.contract
-        pixels = canvas.permute(2, 0, 1)[None, :, None].float() / 255.0 * 2.0 - 1.0
-        latent = self.vae._encode(pixels)[:, : c.latent_channels]
+        # TensorRT casts uint8 and does nothing else with it.
+        pixels = canvas.float().permute(2, 0, 1)[None, :, None] / 255.0 * 2.0 - 1.0
+        latent = self.vae._encode(pixels.to(self.dtype))[:, : c.latent_channels].float()
         latent = (latent - self.mean) * self.inverse_std
         return latent[..., : c.latent_height, : c.latent_width]
 
@@ -200,8 +314,11 @@ class ImageGraph(_Latents):
 class FrameGraph(_Latents):
     """The first latents to the frames after the observation, uint8."""
 
+    inputs = ("latents",)
+    outputs = ("frames",)
+
     def forward(self, latents: Tensor) -> Tensor:
-        raw = latents / self.inverse_std + self.mean
-        video = self.vae._decode(raw, return_dict=False)[0][0, :, 1:]
+        raw = (latents / self.inverse_std + self.mean).to(self.dtype)
+        video = self.vae._decode(raw, return_dict=False)[0][0, :, 1:].float()
         pixels = ((video / 2 + 0.5).clamp(0, 1) * 255).round()
         return pixels.permute(1, 2, 3, 0).to(torch.uint8)

@@ -7,16 +7,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan, Cosmos3OmniTransformer, UniPCMultistepScheduler
+from diffusers.models.transformers.transformer_cosmos3 import Cosmos3VLTextRotaryEmbedding
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from cosmos3_ros.engine.bundle import TOKENIZER, file_sha256
+from cosmos3_ros.engine.export_checkpoint import (
+    CheckpointWeights,
+    ModuleWeights,
+    WeightSource,
+    require_stock,
+)
 from cosmos3_ros.engine.recipe import Recipe, RecipeError
 
 CHATML = (
@@ -31,16 +39,36 @@ FLOW_SCHEDULER: dict[str, Any] = {
     "num_train_timesteps": 1000,
     "solver_order": 2,
 }
+# The type of the weights by precision. FP8 and NVFP4 graphs are BF16 around what is quantised.
+DTYPES = {
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "fp8": torch.bfloat16,
+    "nvfp4": torch.bfloat16,
+}
+# Kept in float32 at every precision, as the stock model does.
+_FLOAT32 = "time_embedder."
 # Written by save_pretrained, and no property of the weights.
 _CONFIG_NOISE = ("_class_name", "_diffusers_version", "_name_or_path")
+# What cosmos-framework writes: PyTorch's distributed checkpoints, and its own export of them.
+_FRAMEWORK_FILES = (".metadata", "*.distcp", "model/.metadata", "checkpoints/iter_*", "model/*.pt")
+_FRAMEWORK_TENSORS = ("language_model.", "vae2llm.", "q_proj_moe_gen.")
+_CONVERT = "cosmos_framework.scripts.convert_model_to_diffusers"
 
 
 @dataclass(frozen=True)
 class Components:
-    """The stock modules, in float32 and evaluation mode. ``source_sha256`` hashes the weights."""
+    """The stock modules, in evaluation mode, and where their weights are.
+
+    The modules are hollow (see ``hollow``) but for those of ``make_components``. ``source_sha256``
+    hashes the weights.
+    """
 
     transformer: Cosmos3OmniTransformer
     vae: AutoencoderKLWan
+    transformer_weights: WeightSource
+    vae_weights: WeightSource
     tokenizer: PreTrainedTokenizerBase
     scheduler: UniPCMultistepScheduler
     native_flow_schedule: bool
@@ -48,10 +76,14 @@ class Components:
     source_sha256: str
 
 
-def make_components(recipe: Recipe, checkpoint: Path | None) -> Components:
-    """Components of a recipe. Raises RecipeError where recipe and checkpoint do not fit."""
+def open_components(recipe: Recipe, checkpoint: Path | None) -> Components:
+    """Components of a recipe, hollow, in the types of its precision.
+
+    Raises RecipeError where recipe and checkpoint do not fit.
+    """
+    dtype = DTYPES[recipe.precision]
     if checkpoint is not None:
-        return _from_checkpoint(recipe, checkpoint)
+        return _from_checkpoint(recipe, checkpoint, dtype)
     model = recipe.model
     if model.random_seed is None:
         raise RecipeError(
@@ -64,14 +96,76 @@ def make_components(recipe: Recipe, checkpoint: Path | None) -> Components:
             "checkpoint; expected 'byte_level', or add --checkpoint DIR"
         )
     return Components(
-        transformer=random_transformer(model.transformer, model.random_seed),
-        vae=random_vae(model.vae, model.random_seed),
+        transformer=hollow(Cosmos3OmniTransformer, model.transformer, dtype),
+        vae=hollow(AutoencoderKLWan, model.vae, dtype),
+        transformer_weights=ModuleWeights(random_transformer(model.transformer, model.random_seed)),
+        vae_weights=ModuleWeights(random_vae(model.vae, model.random_seed)),
         tokenizer=byte_level_tokenizer(),
         scheduler=_scheduler(recipe, model.scheduler),
         native_flow_schedule=False,
         source=f"random weights, seed {model.random_seed}",
         source_sha256=hashlib.sha256(repr(model).encode()).hexdigest(),
     )
+
+
+def make_components(recipe: Recipe, checkpoint: Path | None) -> Components:
+    """Components whose modules hold their weights, in float32: what an export is compared with.
+
+    Takes the memory of the whole model.
+    """
+    hollow_ones = open_components(recipe, checkpoint)
+    modules = {
+        "transformer": (hollow_ones.transformer, hollow_ones.transformer_weights),
+        "vae": (hollow_ones.vae, hollow_ones.vae_weights),
+    }
+    filled = {
+        name: _filled(type(module), dict(module.config), weights)
+        for name, (module, weights) in modules.items()
+    }
+    return replace(hollow_ones, **filled)
+
+
+def hollow(module_class: type[nn.Module], config: dict[str, Any], dtype: torch.dtype) -> nn.Module:
+    """A stock module of this configuration that has every parameter and takes no memory.
+
+    A parameter is one zero, expanded to its shape. The timestep embedder is float32.
+    """
+    with torch.device("meta"):
+        module = module_class.from_config(config)
+    for name, parameter in list(module.named_parameters()):
+        kept = torch.float32 if name.startswith(_FLOAT32) else dtype
+        _set_parameter(module, name, torch.zeros((), dtype=kept).expand(parameter.shape))
+    return _with_rotary(module).eval()
+
+
+def _filled(
+    module_class: type[nn.Module], config: dict[str, Any], weights: WeightSource
+) -> nn.Module:
+    with torch.device("meta"):
+        module = module_class.from_config(config)
+    for name, _ in list(module.named_parameters()):
+        array = weights.read(name).astype("float32")
+        _set_parameter(module, name, torch.from_numpy(array))
+    return _with_rotary(module).eval()
+
+
+def _set_parameter(module: nn.Module, name: str, tensor: Tensor) -> None:
+    owner, _, own_name = name.rpartition(".")
+    parameter = nn.Parameter(tensor, requires_grad=False)
+    setattr(module.get_submodule(owner), own_name, parameter)
+
+
+def _with_rotary(module: nn.Module) -> nn.Module:
+    """The frequencies are no weights: they are computed when the embedding is made."""
+    if isinstance(module, Cosmos3OmniTransformer):
+        config = module.config
+        module.rotary_emb = Cosmos3VLTextRotaryEmbedding(
+            config.head_dim, config.rope_theta, config.rope_axes_dim
+        )
+    unknown = [name for name, buffer in module.named_buffers() if buffer.is_meta]
+    if unknown:
+        raise RuntimeError(f"{type(module).__name__} has buffers {unknown}; expected weights alone")
+    return module
 
 
 def random_transformer(config: dict[str, Any], seed: int) -> Cosmos3OmniTransformer:
@@ -110,13 +204,8 @@ def _chatml(**arguments: Any) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def _from_checkpoint(recipe: Recipe, folder: Path) -> Components:
-    for part in ("transformer", "vae"):
-        if not (folder / part / "config.json").is_file():
-            raise RecipeError(
-                f"checkpoint '{folder}' has no {part}/config.json; expected diffusers' layout "
-                "(transformer/, vae/, text_tokenizer/, scheduler/)"
-            )
+def _from_checkpoint(recipe: Recipe, folder: Path, dtype: torch.dtype) -> Components:
+    _require_layout(folder)
     config = _stored_config(folder / "transformer" / "config.json")
     if not config.get("action_gen"):
         raise RecipeError(
@@ -124,29 +213,71 @@ def _from_checkpoint(recipe: Recipe, folder: Path) -> Components:
             f"{config.get('action_gen')}); expected one that was trained with actions"
         )
     model = recipe.model
-    # Before gigabytes are read; what the file leaves to defaults is checked after.
-    named = {key: value for key, value in model.transformer.items() if key in config}
-    _require_config(recipe, "transformer", named, config)
-    load = {"torch_dtype": torch.float32, "local_files_only": True}
-    transformer = Cosmos3OmniTransformer.from_pretrained(folder / "transformer", **load).eval()
-    vae = AutoencoderKLWan.from_pretrained(folder / "vae", **load).eval()
+    vae_config = _stored_config(folder / "vae" / "config.json")
+    transformer = hollow(Cosmos3OmniTransformer, config, dtype)
+    vae = hollow(AutoencoderKLWan, vae_config, dtype)
     _require_config(recipe, "transformer", model.transformer, dict(transformer.config))
     _require_config(recipe, "vae", model.vae, dict(vae.config))
     stored = folder / "scheduler" / "scheduler_config.json"
     scheduler_config = _stored_config(stored) if stored.is_file() else FLOW_SCHEDULER
     _require_config(recipe, "scheduler", model.scheduler, scheduler_config)
+    weights = {"transformer": transformer, "vae": vae}
+    sources = {name: _stock_weights(folder / name, module) for name, module in weights.items()}
     index = folder / "model_index.json"
     return Components(
         transformer=transformer,
         vae=vae,
+        transformer_weights=sources["transformer"],
+        vae_weights=sources["vae"],
         tokenizer=_checkpoint_tokenizer(recipe, folder),
         scheduler=_scheduler(recipe, scheduler_config),
         native_flow_schedule=bool(
             index.is_file() and _stored_config(index).get("use_native_flow_schedule", False)
         ),
         source=folder.resolve().name,
-        source_sha256=_weights_sha256(folder),
+        source_sha256=_weights_sha256([*sources["transformer"].files, *sources["vae"].files]),
     )
+
+
+def _require_layout(folder: Path) -> None:
+    found = [path for pattern in _FRAMEWORK_FILES for path in folder.glob(pattern)]
+    if not found and _is_framework_config(folder / "config.json"):
+        found = [folder / "config.json"]
+    missing = [p for p in ("transformer", "vae") if not (folder / p / "config.json").is_file()]
+    if missing and found:
+        raise _framework_layout(folder, str(found[0].relative_to(folder)))
+    if missing:
+        raise RecipeError(
+            f"checkpoint '{folder}' has no {missing[0]}/config.json; expected diffusers' layout "
+            "(transformer/, vae/, text_tokenizer/, scheduler/)"
+        )
+
+
+def _is_framework_config(path: Path) -> bool:
+    """The framework's export keeps a whole training configuration under ``model``."""
+    return path.is_file() and isinstance(json.loads(path.read_text()).get("model"), dict)
+
+
+def _framework_layout(folder: Path, found: str) -> RecipeError:
+    return RecipeError(
+        f"checkpoint '{folder}' is in cosmos-framework's layout ({found}); expected diffusers': "
+        f"convert it with 'python -m {_CONVERT} --checkpoint-path {folder} -o OUT' (a training "
+        "checkpoint goes through cosmos_framework.scripts.export_model before)"
+    )
+
+
+def _stock_weights(folder: Path, module: nn.Module) -> CheckpointWeights:
+    weights = CheckpointWeights(folder)
+    stock = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    foreign = [
+        name
+        for name in weights.tensors
+        if name not in stock and any(mark in name for mark in _FRAMEWORK_TENSORS)
+    ]
+    if foreign:
+        raise _framework_layout(folder.parent, f"tensor '{foreign[0]}'")
+    require_stock(weights, stock)
+    return weights
 
 
 def _checkpoint_tokenizer(recipe: Recipe, folder: Path) -> PreTrainedTokenizerBase:
@@ -171,7 +302,13 @@ def _scheduler(recipe: Recipe, config: dict[str, Any]) -> UniPCMultistepSchedule
 
 
 def _stored_config(path: Path) -> dict[str, Any]:
-    stored: dict[str, Any] = json.loads(path.read_text())
+    try:
+        stored = json.loads(path.read_text())
+        assert isinstance(stored, dict)
+    except (ValueError, AssertionError) as error:
+        raise RecipeError(
+            f"checkpoint: {path.parent.name}/{path.name} is no JSON object ({error}); copy it again"
+        ) from error
     return {k: v for k, v in stored.items() if k not in _CONFIG_NOISE}
 
 
@@ -189,9 +326,9 @@ def _require_config(
         )
 
 
-def _weights_sha256(folder: Path) -> str:
-    """One hash over the hashes of all weight files, by name."""
+def _weights_sha256(files: list[Path]) -> str:
+    """One hash over the hashes of the weight files, by name."""
     digest = hashlib.sha256()
-    for path in sorted(folder.glob("*/*.safetensors")):
+    for path in sorted(files):
         digest.update(f"{path.parent.name}/{path.name} {file_sha256(path)}\n".encode())
     return digest.hexdigest()

@@ -175,7 +175,7 @@ Program = Sequence[Call]
 class Engine(Protocol):
     """The graphs of a bundle, opened by a backend.
 
-    Programs that share no buffer may run side by side, each on one thread at a time.
+    Programs that share no graph and no buffer may run side by side, each on one thread at a time.
     """
 
     def prepare(self, programs: Mapping[str, Program]) -> None:
@@ -196,4 +196,8 @@ class Engine(Protocol):
 
     def run(self, program: str) -> None:
         """Run a prepared program. Returns when its outputs may be read."""
+        ...
+
+    def close(self) -> None:
+        """Free everything; nothing may run any more."""
         ...

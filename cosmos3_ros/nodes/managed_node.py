@@ -75,8 +75,12 @@ class ManagedNode(LifecycleNode, ABC):
     def own_publisher(self, kind: type, topic: str, qos: Any) -> Any:
         """A publisher until clean-up; it speaks while the node is active."""
         publisher = self.create_lifecycle_publisher(kind, topic, qos)
-        self._configured_parts.append(partial(self.destroy_lifecycle_publisher, publisher))
+        self.until_cleaned_up(partial(self.destroy_lifecycle_publisher, publisher))
         return publisher
+
+    def until_cleaned_up(self, end: Callable[[], object]) -> None:
+        """``end`` is called when the node is cleaned up, the last registered first."""
+        self._configured_parts.append(end)
 
     def listen(self, kind: type, topic: str, qos: Any, callback: Callable[[Any], None]) -> None:
         """A subscription while the node is active."""

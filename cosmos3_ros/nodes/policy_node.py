@@ -126,9 +126,10 @@ class PolicyNode(ManagedNode):
                 f"parameter 'predicted_frame_rows' is {parameters.predicted_frame_rows}, the "
                 f"bundle decodes {last_frame} frames; expected no more"
             )
-        sessions = open_backend(self._bundle, parameters.backend, parameters.threads)
+        engine = open_backend(self._bundle, parameters.backend, parameters.threads)
+        self.until_cleaned_up(engine.close)
         tokenizer = Tokenizer.from_file(str(self._bundle.path / TOKENIZER))
-        self._policy = Policy(contract, embodiment, sessions, tokenizer)
+        self._policy = Policy(contract, embodiment, engine, tokenizer)
 
         frame_qos = qos_profile(parameters.predicted_frame_reliability, 1)
         latched = qos_profile("reliable", 1, transient_local=True)

@@ -8,12 +8,18 @@ from dataclasses import dataclass
 import numpy as np
 from tokenizers import Tokenizer
 
-from cosmos3_ros.engine.session import TEXT_PADDING_BIAS, Contract, Session
+from cosmos3_ros.engine.session import (
+    CONDITIONAL,
+    TEXT_PADDING_BIAS,
+    UNCONDITIONAL,
+    Contract,
+    Engine,
+)
 from cosmos3_ros.policy.canvas import compose, fit
 from cosmos3_ros.policy.embodiment import Embodiment
 from cosmos3_ros.policy.positions import positions, rotary_tables
+from cosmos3_ros.policy.program import FRAMES, PLAN, constants, prefill, programs
 from cosmos3_ros.policy.prompt import caption, pad_tokens, tokenize
-from cosmos3_ros.policy.sampler import advance
 
 
 class PlanError(ValueError):
@@ -41,23 +47,10 @@ class Noise:
 
 
 @dataclass(frozen=True)
-class Branch:
-    """A prompt as the denoise graph takes it: what depends on the instruction alone."""
-
-    keys: np.ndarray
-    values: np.ndarray
-    text_bias: np.ndarray
-    cos: np.ndarray
-    sin: np.ndarray
-
-
-@dataclass(frozen=True)
 class Prompt:
-    """An instruction, prefilled. ``unconditional`` is there where the sampler is guided."""
+    """An instruction whose keys and values the engine holds, until the next one is prefilled."""
 
     instruction: str
-    conditional: Branch
-    unconditional: Branch | None
 
 
 @dataclass(frozen=True)
@@ -83,14 +76,14 @@ def draw_noise(contract: Contract, rng: np.random.Generator) -> Noise:
 class Policy:
     """The policy mode of a bundle on one embodiment.
 
-    Not thread-safe: one plan at a time. ``predict_frames`` may run beside a plan.
+    Not thread-safe: one prompt or plan at a time. ``predict_frames`` may run beside them.
     """
 
     def __init__(
         self,
         contract: Contract,
         embodiment: Embodiment,
-        sessions: Mapping[str, Session],
+        engine: Engine,
         tokenizer: Tokenizer,
     ) -> None:
         """Raises PlanError where the embodiment is not the one the bundle was exported for."""
@@ -98,19 +91,30 @@ class Policy:
         embodiment.require_normalisation()
         self.contract = contract
         self.embodiment = embodiment
-        self._sessions = sessions
+        self._engine = engine
         self._tokenizer = tokenizer
-        self._domain_id = np.array([contract.domain_id], np.int64)
+        self._prompt: Prompt | None = None
+        self._unconditional_is_read = not any(contract.sampler.guided)
+        engine.prepare(programs(contract))
+        for buffer, array in constants(contract).items():
+            engine.write(buffer, array)
 
     def prefill(self, instruction: str) -> Prompt:
-        """Keys and values of an instruction: once, until the instruction changes.
+        """Have the engine read an instruction: once, until the instruction changes.
 
-        Text never attends to video or action, so they hold for every observation and timestep.
-        Raises PromptError for an instruction that is empty or too long.
+        Text never attends to video or action, so its keys and values hold for every observation
+        and timestep. Raises PromptError for an instruction that is empty or too long; the prompt
+        before it then still holds.
         """
-        conditional = self._branch(caption(instruction, self.embodiment, self.contract))
-        guided = self.contract.sampler.guidance != 1.0
-        return Prompt(instruction, conditional, self._branch("") if guided else None)
+        text = caption(instruction, self.embodiment, self.contract)
+        ids = tokenize(text, self._tokenizer, self.contract.prompting)
+        if not self._unconditional_is_read:
+            self._read(UNCONDITIONAL, tokenize("", self._tokenizer, self.contract.prompting))
+            self._unconditional_is_read = True
+        self._prompt = None
+        self._read(CONDITIONAL, ids)
+        self._prompt = Prompt(instruction)
+        return self._prompt
 
     def plan(
         self,
@@ -121,32 +125,26 @@ class Policy:
     ) -> Plan:
         """Denoise video and actions together, from one observation.
 
-        ``committed``: physical rows [n, width], n < chunk, that the robot executes whatever this
-        plan says; they enter as clean rows. Raises PlanError for an observation that does not
-        fit the embodiment and for a result that is not finite.
+        ``prompt``: the last one prefilled. ``committed``: physical rows [n, width], n < chunk, that
+        the robot executes whatever this plan says; they enter as clean rows. Raises PlanError for
+        an observation that does not fit the embodiment and for a result that is not finite.
         """
-        contract = self.contract
+        contract, engine = self.contract, self._engine
+        if prompt is not self._prompt:
+            raise ValueError(
+                f"the prompt '{prompt.instruction}' is not the one the engine holds; prefill it "
+                "again before planning with it"
+            )
         canvas = fit(compose(self._checked_images(observation), self.embodiment), contract)
-        clean_latent = self._sessions["image"].run({"canvas": canvas})["latent"]
         clean_rows, noisy = self._clean_rows(observation.state, committed)
+        engine.write("canvas", canvas)
+        engine.write("start_latents", noise.latents)
+        engine.write("start_rows", noise.rows)
+        engine.write("clean_rows", clean_rows)
+        engine.write("noisy_rows", noisy)
+        engine.run(PLAN)
 
-        start_latents = noise.latents.copy()
-        start_latents[:, :, :1] = clean_latent
-        start_rows = noise.rows.copy()
-        start_rows[:, contract.width :] = 0
-        latents, rows = start_latents, np.where(noisy, start_rows, clean_rows)
-        latent_velocities: list[np.ndarray] = []
-        row_velocities: list[np.ndarray] = []
-        for step, timestep in enumerate(contract.sampler.timesteps):
-            latent_velocity, row_velocity = self._velocity(latents, rows, noisy, timestep, prompt)
-            latent_velocities.append(latent_velocity)
-            row_velocities.append(row_velocity)
-            latents = advance(contract.sampler, step, start_latents, latent_velocities)
-            latents[:, :, :1] = clean_latent
-            rows = advance(contract.sampler, step, start_rows, row_velocities)
-            rows = np.where(noisy, rows, clean_rows)
-            rows[:, contract.width :] = 0
-
+        rows, latents = engine.read("rows"), engine.read("latents")
         if not (np.isfinite(rows).all() and np.isfinite(latents).all()):
             raise PlanError(
                 "the engine returned NaN or infinity; expected finite actions and video"
@@ -164,68 +162,32 @@ class Policy:
         Frame i is predicted for (i + 1) / fps after the observation. H and W are whole latent
         cells of the content. Decoding costs more than planning: keep it off the action path.
         """
-        latents = plan.latents[:, :, : self.contract.frame_latents]
-        return self._sessions["frame"].run({"latents": latents})["frames"]
+        self._engine.write("first_latents", plan.latents[:, :, : self.contract.frame_latents])
+        self._engine.run(FRAMES)
+        return self._engine.read("frames")
 
-    def _branch(self, text: str) -> Branch:
+    def _read(self, branch: str, ids: list[int]) -> None:
+        """Keys and values of a prompt, and what else the denoise graph takes that depends on it."""
         prompting = self.contract.prompting
-        ids = tokenize(text, self._tokenizer, prompting)
-        text_out = self._sessions["text"].run({"token_ids": pad_tokens(ids, prompting)})
         bias = np.zeros(prompting.text_tokens, np.float32)
         bias[len(ids) :] = TEXT_PADDING_BIAS
         cos, sin = rotary_tables(positions(len(ids), self.contract), self.contract.rope)
-        return Branch(text_out["keys"], text_out["values"], bias, cos, sin)
-
-    def _velocity(
-        self,
-        latents: np.ndarray,
-        rows: np.ndarray,
-        noisy: np.ndarray,
-        timestep: float,
-        prompt: Prompt,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Guided velocity: unconditional + guidance * (conditional - unconditional)."""
-        latent, row = self._forward(latents, rows, noisy, timestep, prompt.conditional)
-        if prompt.unconditional is None:
-            return latent, row
-        free_latent, free_row = self._forward(latents, rows, noisy, timestep, prompt.unconditional)
-        guidance = np.float32(self.contract.sampler.guidance)
-        return (
-            free_latent + guidance * (latent - free_latent),
-            free_row + guidance * (row - free_row),
-        )
-
-    def _forward(
-        self,
-        latents: np.ndarray,
-        rows: np.ndarray,
-        noisy: np.ndarray,
-        timestep: float,
-        branch: Branch,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        out = self._sessions["denoise"].run(
-            {
-                "latents": latents,
-                "rows": rows,
-                "noisy_rows": noisy.astype(np.float32),
-                "timestep": np.array([timestep], np.float32),
-                "cos": branch.cos,
-                "sin": branch.sin,
-                "keys": branch.keys,
-                "values": branch.values,
-                "text_bias": branch.text_bias,
-                "domain_id": self._domain_id,
-            }
-        )
-        return out["latent_velocity"], out["row_velocity"]
+        for name, array in (
+            ("token_ids", pad_tokens(ids, prompting)),
+            ("text_bias", bias),
+            ("cos", cos),
+            ("sin", sin),
+        ):
+            self._engine.write(f"{branch}.{name}", array)
+        self._engine.run(prefill(branch))
 
     def _clean_rows(
         self, state: np.ndarray, committed: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Clean rows [A,64] float32 and which rows are noisy, [A,1] bool."""
+        """Clean rows [A,64], and which rows are noisy [A,1] (1; clean 0), float32."""
         contract = self.contract
         clean = np.zeros((contract.rows, contract.action_dim), np.float32)
-        noisy = np.ones((contract.rows, 1), bool)
+        noisy = np.ones((contract.rows, 1), np.float32)
         first = int(contract.state_row)
         if contract.state_row:
             state = np.asarray(state, np.float64)
@@ -235,7 +197,7 @@ class Policy:
                     f"expected {contract.width} finite values, one a channel"
                 )
             clean[0, : contract.width] = self.embodiment.to_model(state)
-            noisy[0] = False
+            noisy[0] = 0
         if committed is not None:
             committed = np.asarray(committed, np.float64)
             fits = committed.ndim == 2 and committed.shape[1] == contract.width
@@ -246,7 +208,7 @@ class Policy:
                 )
             last = first + len(committed)
             clean[first:last, : contract.width] = self.embodiment.to_model(committed)
-            noisy[first:last] = False
+            noisy[first:last] = 0
         return clean, noisy
 
     def _checked_images(self, observation: Observation) -> Mapping[str, np.ndarray]:

@@ -51,13 +51,18 @@ def nearest_pictures(
 
 def picture(message: Any) -> np.ndarray:
     """uint8 RGB [h,w,3] of an Image or CompressedImage; grey where it cannot be read."""
-    unreadable = np.full((9, 16, 3), 128, np.uint8)
+    found = readable_picture(message)
+    return np.full((9, 16, 3), 128, np.uint8) if found is None else found
+
+
+def readable_picture(message: Any) -> np.ndarray | None:
+    """uint8 RGB [h,w,3] of an Image or CompressedImage; None where it cannot be read."""
     if message.__msgtype__ == COMPRESSED_IMAGE:
         decoded = cv2.imdecode(np.asarray(message.data, np.uint8), cv2.IMREAD_COLOR)
-        return unreadable if decoded is None else np.ascontiguousarray(decoded[..., ::-1])
+        return None if decoded is None else np.ascontiguousarray(decoded[..., ::-1])
     channels, order = ENCODINGS.get(message.encoding, (0, ()))
     if not channels or len(message.data) != message.height * message.step:
-        return unreadable
+        return None
     rows = np.asarray(message.data, np.uint8).reshape(message.height, message.step)
     pixels = rows[:, : message.width * channels].reshape(message.height, message.width, channels)
     return np.ascontiguousarray(pixels[..., list(order)])

@@ -6,7 +6,6 @@ import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 from bundles import Exported
 
@@ -25,7 +24,12 @@ def test_a_bundle_says_what_it_is(tiny: Exported) -> None:
     assert manifest.name == "tiny"
     assert manifest.source == "random weights, seed 0"
     assert set(manifest.graphs) == set(GRAPHS)
-    assert set(manifest.files) == {f"{g}.onnx" for g in GRAPHS} | {"tokenizer.json"}
+    graphs = {part.file for spec in manifest.graphs.values() for part in spec.parts}
+    assert graphs == {f"{graph}.onnx" for graph in GRAPHS}
+    assert graphs | {"tokenizer.json"} <= set(manifest.files)
+    assert len(manifest.forwards) == manifest.contract.sampler.forwards == 8
+    assert [branch for _, _, branch in manifest.forwards[:2]] == ["conditional", "unconditional"]
+    assert manifest.quantisation is None and manifest.warnings == ()
     assert len(tiny.bundle.sha256) == 64
 
 
@@ -57,7 +61,7 @@ def test_a_folder_without_manifest_is_no_bundle(tmp_path: Path) -> None:
 
 def test_another_format_version_is_refused(copy: Path) -> None:
     edit(copy, format_version=99)
-    with pytest.raises(BundleError, match="has format version 99, this runtime reads 1"):
+    with pytest.raises(BundleError, match="has format version 99, this runtime reads 2"):
         load_bundle(copy)
 
 
@@ -82,26 +86,10 @@ def test_an_unknown_backend_is_refused(tiny: Exported) -> None:
 
 def test_a_graph_that_differs_from_its_manifest_is_refused(copy: Path) -> None:
     data = json.loads((copy / "manifest.json").read_text())
-    data["graphs"]["image"]["inputs"]["canvas"]["shape"] = [96, 129, 3]
+    data["graphs"]["image"]["parts"][0]["inputs"]["canvas"]["shape"] = [96, 129, 3]
     (copy / "manifest.json").write_text(json.dumps(data))
-    with pytest.raises(BundleError, match=r"image graph takes .*128.* manifest says .*129"):
+    with pytest.raises(BundleError, match=r"image.onnx has .*128.* manifest says .*129"):
         open_backend(load_bundle(copy), "onnxruntime", 1)
-
-
-@pytest.mark.parametrize(
-    ("feeds", "message"),
-    [
-        ({"canvas": np.zeros((96, 127, 3), np.uint8)}, r"canvas is uint8 \(96, 127, 3\); expected"),
-        ({"canvas": np.zeros((96, 128, 3), np.float32)}, "canvas is float32"),
-        ({"picture": np.zeros((96, 128, 3), np.uint8)}, r"got inputs \['picture'\], expected"),
-    ],
-)
-def test_a_session_refuses_wrong_inputs_by_name(
-    feeds: dict[str, np.ndarray], message: str, tiny: Exported
-) -> None:
-    session = open_backend(tiny.bundle, "onnxruntime", 1)["image"]
-    with pytest.raises(ValueError, match=message):
-        session.run(feeds)
 
 
 def edit(bundle: Path, **changes: object) -> None:

@@ -31,6 +31,7 @@ from cosmos3_ros.nodes.parameters import qos_profile
 from cosmos3_ros.nodes.planner import StampedPlan
 from cosmos3_ros.nodes.policy_node import PolicyNode
 from cosmos3_ros.policy.plan import Plan
+from cosmos3_ros.policy.program import PLAN
 
 JOINTS = [*(f"panda_joint{i}" for i in range(1, 8)), "panda_finger_joint1"]
 HOME = [0.0, 0.3, 0.0, -2.3, 0.0, 2.6, 0.8, 0.04]
@@ -459,18 +460,16 @@ def test_a_plan_that_is_under_way_when_the_instruction_changes_is_dropped(
 ) -> None:
     world = make_world()
     world.activate()
-    sessions = world.policy._policy._sessions
-    image, begun, go_on = sessions["image"], threading.Event(), threading.Event()
+    engine, begun, go_on = world.policy._policy._engine, threading.Event(), threading.Event()
+    run = engine.run
 
-    class Slow:
-        """An image session that waits in the middle of a plan."""
-
-        def run(self, feeds: Any) -> Any:
+    def wait_in_a_plan(program: str) -> None:
+        if program == PLAN:
             begun.set()
             go_on.wait(10)
-            return image.run(feeds)
+        run(program)
 
-    sessions["image"] = Slow()
+    engine.run = wait_in_a_plan
     world.instruct("touch the red cube")
     world.send_until(begun.is_set, "a plan is under way")
     world.instruct("touch the green cube")
@@ -487,18 +486,16 @@ def test_a_plan_that_is_under_way_when_the_clock_jumps_back_is_dropped(
 ) -> None:
     world = make_world(use_sim_time=True)
     world.activate()
-    sessions = world.policy._policy._sessions
-    image, begun, go_on = sessions["image"], threading.Event(), threading.Event()
+    engine, begun, go_on = world.policy._policy._engine, threading.Event(), threading.Event()
+    run = engine.run
 
-    class Slow:
-        """An image session that waits in the middle of a plan."""
-
-        def run(self, feeds: Any) -> Any:
+    def wait_in_a_plan(program: str) -> None:
+        if program == PLAN:
             begun.set()
             go_on.wait(10)
-            return image.run(feeds)
+        run(program)
 
-    sessions["image"] = Slow()
+    engine.run = wait_in_a_plan
     world.instruct("touch the red cube")
     robot = SimulatedTime(world)
     robot.run(100.0, begun.is_set, "a plan is under way")
@@ -598,8 +595,8 @@ def test_an_engine_that_fails_is_a_fault_and_the_node_lives(
     world.activate()
     world.instruct("touch the red cube")
     world.send_until(lambda: bool(world.chunks), "a chunk came")
-    # Take a graph out from under the running planner: its next plan meets a broken engine.
-    del world.policy._policy._sessions["image"]
+    # Take a program out from under the running planner: its next plan meets a broken engine.
+    del world.policy._policy._engine._programs[PLAN]
     world.send_until(lambda: world.says(PolicyStatus.STATE_FAULT), "the node says fault")
     assert "KeyError" in world.statuses[-1].reason
     assert "planning has ended: KeyError" in capfd.readouterr().err

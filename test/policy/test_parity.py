@@ -19,9 +19,12 @@ from tokenizers import Tokenizer
 from cosmos3_ros.engine.backends import open_backend
 from cosmos3_ros.engine.export import make_sampler
 from cosmos3_ros.engine.export_model import Components, make_components
+from cosmos3_ros.engine.parts import run_graph
+from cosmos3_ros.engine.session import TEXT_PADDING_BIAS
 from cosmos3_ros.policy.embodiment import load_embodiment
 from cosmos3_ros.policy.plan import Noise, Observation, Policy, draw_noise
-from cosmos3_ros.policy.prompt import caption, tokenize
+from cosmos3_ros.policy.positions import positions, rotary_tables
+from cosmos3_ros.policy.prompt import caption, pad_tokens, tokenize
 
 TOLERANCE = 1e-4
 INSTRUCTION = "pick up the red cube"
@@ -51,9 +54,21 @@ def policy_of(exported: Exported, **sampler: float) -> Policy:
             components_of(exported).scheduler, shift=contract.sampler.shift, **sampler
         )
         contract = replace(contract, sampler=table)
-    sessions = open_backend(exported.bundle, "onnxruntime", 2)
+    engine = open_backend(exported.bundle, "onnxruntime", 2)
     tokenizer = Tokenizer.from_file(str(exported.bundle.path / "tokenizer.json"))
-    return Policy(contract, load_embodiment(exported.embodiment_path), sessions, tokenizer)
+    return Policy(contract, load_embodiment(exported.embodiment_path), engine, tokenizer)
+
+
+def prompt_feeds(exported: Exported, ids: list[int]) -> dict[str, np.ndarray]:
+    """What the denoise graph takes of a prompt."""
+    contract, graphs = exported.bundle.manifest.contract, exported.bundle.manifest.graphs
+    prompting = contract.prompting
+    engine = open_backend(exported.bundle, "onnxruntime", 2)
+    read = run_graph(engine, graphs, "text", {"token_ids": pad_tokens(ids, prompting)})
+    bias = np.zeros(prompting.text_tokens, np.float32)
+    bias[len(ids) :] = TEXT_PADDING_BIAS
+    cos, sin = rotary_tables(positions(len(ids), contract), contract.rope)
+    return {**read, "text_bias": bias, "cos": cos, "sin": sin}
 
 
 def picture(width: int, height: int) -> np.ndarray:
@@ -125,10 +140,18 @@ def test_state_row_and_committed_rows_equal_the_stock_transformer(
     text = caption(INSTRUCTION, policy.embodiment, contract)
     tokenizer = Tokenizer.from_file(str(tiny.bundle.path / "tokenizer.json"))
     ids = tokenize(text, tokenizer, contract.prompting)
-    noisy = np.ones((contract.rows, 1), bool)
-    noisy[:clean] = False
-    branch = policy.prefill(INSTRUCTION).conditional
-    ours = policy._forward(noise.latents, noise.rows, noisy, timestep, branch)
+    noisy = np.ones((contract.rows, 1), np.float32)
+    noisy[:clean] = 0
+    feeds = prompt_feeds(tiny, ids) | {
+        "latents": noise.latents,
+        "rows": noise.rows,
+        "noisy_rows": noisy,
+        "timestep": np.array([timestep], np.float32),
+        "domain_id": np.array([contract.domain_id]),
+    }
+    engine = open_backend(tiny.bundle, "onnxruntime", 2)
+    out = run_graph(engine, tiny.bundle.manifest.graphs, "denoise", feeds)
+    ours = out["latent_velocity"], out["row_velocity"]
 
     length, (frames, height, width) = len(ids), contract.grid
     video = frames * height * width

@@ -2,33 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from bundles import Exported
 from tokenizers import Tokenizer
+from watched import Watched
 
 from cosmos3_ros.engine.backends import open_backend
-from cosmos3_ros.engine.session import Session
+from cosmos3_ros.engine.parts import run_graph
+from cosmos3_ros.engine.session import Call, Engine
 from cosmos3_ros.policy.embodiment import load_embodiment
 from cosmos3_ros.policy.plan import Observation, PlanError, Policy, draw_noise
 
 
 @pytest.fixture(scope="module")
-def sessions(tiny: Exported) -> dict[str, Session]:
+def engine(tiny: Exported) -> Engine:
     return open_backend(tiny.bundle, "onnxruntime", 2)
 
 
-def policy_over(tiny: Exported, sessions: Mapping[str, Session]) -> Policy:
+def policy_over(tiny: Exported, engine: Engine) -> Policy:
     tokenizer = Tokenizer.from_file(str(tiny.bundle.path / "tokenizer.json"))
-    return Policy(tiny.bundle.manifest.contract, tiny.embodiment, sessions, tokenizer)
+    return Policy(tiny.bundle.manifest.contract, tiny.embodiment, engine, tokenizer)
 
 
 @pytest.fixture(scope="module")
-def policy(tiny: Exported, sessions: dict[str, Session]) -> Policy:
-    return policy_over(tiny, sessions)
+def policy(tiny: Exported, engine: Engine) -> Policy:
+    return policy_over(tiny, engine)
+
+
+def latent_of(tiny: Exported, seen: Observation) -> np.ndarray:
+    engine = open_backend(tiny.bundle, "onnxruntime", 2)
+    feeds = {"canvas": seen.images["exterior"]}
+    return run_graph(engine, tiny.bundle.manifest.graphs, "image", feeds)["latent"]
 
 
 def observation(policy: Policy, brightness: int = 90) -> Observation:
@@ -73,35 +80,36 @@ def test_committed_rows_come_back_as_they_went_in_and_shape_the_rest(policy: Pol
     assert np.abs(bound.rows[5:] - free.rows[5:]).max() > 1e-6
 
 
-def test_the_observation_is_kept_clean_as_latent_frame_zero(
-    policy: Policy, sessions: dict[str, Session]
-) -> None:
+def test_the_observation_is_kept_clean_as_latent_frame_zero(policy: Policy, tiny: Exported) -> None:
     seen = observation(policy)
     noise = draw_noise(policy.contract, np.random.default_rng(0))
     plan = policy.plan(seen, policy.prefill("touch the red cube"), noise)
-    latent = sessions["image"].run({"canvas": seen.images["exterior"]})["latent"]
-    assert (plan.latents[:, :, :1] == latent).all()
+    assert (plan.latents[:, :, :1] == latent_of(tiny, seen)).all()
 
 
 def test_what_is_clean_stays_so_whatever_the_engine_says_of_it(
-    tiny: Exported, sessions: dict[str, Session]
+    tiny: Exported, engine: Engine
 ) -> None:
-    seen: list[Mapping[str, np.ndarray]] = []
+    seen: list[dict[str, np.ndarray]] = []
 
-    class Restless:
-        """A denoise session that moves everything, clean or not."""
+    def note(engine: Engine, call: Call) -> None:
+        if call.graph == "denoise":
+            names = ("latents", "rows", "noisy_rows")
+            seen.append({name: engine.read(call.inputs[name]) for name in names})
 
-        def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-            seen.append({name: array.copy() for name, array in feeds.items()})
-            return {name: value + 0.5 for name, value in sessions["denoise"].run(feeds).items()}
+    def move_everything(engine: Engine, call: Call) -> None:
+        if call.graph == "denoise":
+            for buffer in call.outputs.values():
+                engine.write(buffer, engine.read(buffer) + np.float32(0.5))
 
-    policy = policy_over(tiny, {**sessions, "denoise": Restless()})
+    policy = policy_over(tiny, Watched(engine, note, move_everything))
     noise = draw_noise(policy.contract, np.random.default_rng(0))
     committed = policy.embodiment.offset + np.linspace(0, 0.1, 5)[:, None]
     robot = observation(policy)
     plan = policy.plan(robot, policy.prefill("go"), noise, committed)
-    latent = sessions["image"].run({"canvas": robot.images["exterior"]})["latent"]
+    latent = latent_of(tiny, robot)
     clean = policy.embodiment.to_model(np.vstack([robot.state, committed]))
+    assert len(seen) == 8
     for feeds in seen:
         assert (feeds["latents"][:, :, :1] == latent).all()
         assert np.allclose(feeds["rows"][:6, :8], clean, atol=1e-6)
@@ -111,44 +119,72 @@ def test_what_is_clean_stays_so_whatever_the_engine_says_of_it(
 
 
 def test_text_runs_when_the_instruction_changes_and_not_with_each_plan(
-    tiny: Exported, sessions: dict[str, Session]
+    tiny: Exported, engine: Engine
 ) -> None:
     runs: list[str] = []
-
-    class Counted:
-        """A session that notes that it ran."""
-
-        def __init__(self, name: str) -> None:
-            self.name = name
-
-        def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-            runs.append(self.name)
-            return sessions[self.name].run(feeds)
-
-    policy = policy_over(tiny, {name: Counted(name) for name in sessions})
+    policy = policy_over(tiny, Watched(engine, after=lambda _, call: runs.append(call.graph)))
     prompt = policy.prefill("touch the red cube")
-    assert runs == ["text", "text"]  # the caption, and the empty prompt of guidance
+    assert runs == ["text", "text"]  # the empty prompt of guidance, and the caption
     runs.clear()
     for seed in range(2):
         noise = draw_noise(policy.contract, np.random.default_rng(seed))
         policy.plan(observation(policy), prompt, noise)
-    assert runs == (["image"] + ["denoise"] * 8) * 2
+    assert runs == (["image", "step"] + ["denoise", "denoise", "step"] * 4) * 2
+    runs.clear()
+    policy.prefill("touch the blue cube")
+    assert runs == ["text"]  # the empty prompt has not changed
+
+
+def test_guidance_on_some_steps_takes_a_second_forward_on_those_alone(
+    tiny: Exported, engine: Engine
+) -> None:
+    runs: list[str] = []
+    policy = policy_over(tiny, engine)
+    sampler = replace(policy.contract.sampler, guided=(True, False, False, True))
+    assert sampler.forwards == 6
+    contract = replace(policy.contract, sampler=sampler)
+    tokenizer = Tokenizer.from_file(str(tiny.bundle.path / "tokenizer.json"))
+    watched = Watched(engine, after=lambda _, call: runs.append(call.graph))
+    partly = Policy(contract, tiny.embodiment, watched, tokenizer)
+    noise = draw_noise(policy.contract, np.random.default_rng(0))
+    prompt = partly.prefill("touch the red cube")
+    runs.clear()
+    rows = partly.plan(observation(policy), prompt, noise).rows
+    twice, once = ["denoise", "denoise", "step"], ["denoise", "step"]
+    assert runs == ["image", "step", *twice, *once, *once, *twice]
+    prompt = policy.prefill("touch the red cube")
+    assert np.abs(rows - policy.plan(observation(policy), prompt, noise).rows).max() > 1e-6
+
+
+def test_a_plan_with_a_prompt_that_was_replaced_is_refused(policy: Policy) -> None:
+    old = policy.prefill("touch the red cube")
+    policy.prefill("touch the blue cube")
+    noise = draw_noise(policy.contract, np.random.default_rng(0))
+    with pytest.raises(ValueError, match="'touch the red cube' is not the one the engine holds"):
+        policy.plan(observation(policy), old, noise)
 
 
 @pytest.mark.parametrize("broken", ["latent_velocity", "row_velocity"])
-def test_an_engine_that_returns_nan_makes_no_plan(
-    broken: str, tiny: Exported, sessions: dict[str, Session]
+def test_an_engine_that_returns_nan_makes_no_plan_and_the_next_one_is_whole(
+    broken: str, tiny: Exported, engine: Engine
 ) -> None:
-    class Broken:
-        def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-            outputs = sessions["denoise"].run(feeds)
-            outputs[broken].flat[-1 if broken == "latent_velocity" else 9 * 64] = np.nan
-            return outputs
+    breaks = True
 
-    policy = policy_over(tiny, {**sessions, "denoise": Broken()})
+    def spoil(engine: Engine, call: Call) -> None:
+        if call.graph == "denoise" and breaks:
+            array = engine.read(call.outputs[broken])
+            array.flat[-1 if broken == "latent_velocity" else 9 * 64] = np.nan
+            engine.write(call.outputs[broken], array)
+
+    policy = policy_over(tiny, Watched(engine, after=spoil))
     noise = draw_noise(policy.contract, np.random.default_rng(0))
     with pytest.raises(PlanError, match="NaN or infinity"):
         policy.plan(observation(policy), policy.prefill("touch the red cube"), noise)
+    breaks = False
+    again = policy.plan(observation(policy), policy.prefill("touch the red cube"), noise).rows
+    fresh = policy_over(tiny, open_backend(tiny.bundle, "onnxruntime", 2))
+    expected = fresh.plan(observation(policy), fresh.prefill("touch the red cube"), noise).rows
+    assert (again == expected).all()
 
 
 @pytest.mark.parametrize(
@@ -179,9 +215,9 @@ def test_committed_rows_of_another_shape_are_refused(
 
 
 def test_a_bundle_is_refused_on_another_robot_field_by_field(
-    tiny: Exported, sessions: dict[str, Session]
+    tiny: Exported, engine: Engine
 ) -> None:
     tokenizer = Tokenizer.from_file(str(tiny.bundle.path / "tokenizer.json"))
     robot = load_embodiment("droid_joint_pos")
     with pytest.raises(PlanError, match="embodiment is droid_joint_pos, expected sim_panda"):
-        Policy(tiny.bundle.manifest.contract, robot, sessions, tokenizer)
+        Policy(tiny.bundle.manifest.contract, robot, engine, tokenizer)

@@ -1,0 +1,231 @@
+"""``./run bench plan``: a plan beside diffusers' pipeline and beside the denoise graph alone.
+
+Same weights, same noise, same threads, in turn in one process. The model is of middle size, and
+its VAE is sized so that decoding nine latents costs about five forwards and encoding one frame
+about 4 % of one, as Nano's do: otherwise a ratio would say something about a small VAE.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import time
+import tracemalloc
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+from tqdm import tqdm
+
+from cosmos3_ros.engine.backends import open_backend
+from cosmos3_ros.engine.bundle import TOKENIZER, Bundle
+from cosmos3_ros.engine.recipe import Recipe, load_recipe
+from cosmos3_ros.engine.session import Call, Engine, Program
+from cosmos3_ros.export_command import body_of
+from cosmos3_ros.policy.embodiment import Embodiment, load_embodiment
+from cosmos3_ros.policy.plan import Noise, Observation, Plan, Policy, Prompt, draw_noise
+from cosmos3_ros.policy.program import PLAN
+from cosmos3_ros.resources import resource
+
+CASES = {"plan_256": "mid_256.yaml", "plan_droid": "mid_droid.yaml"}
+INSTRUCTIONS = ("pick up the red cube", "pick up the blue cube")
+SEED = 7
+# A prediction that is further off than this is looked into, and the reason is written down.
+EXPLAINED_WITHIN = 0.15
+
+
+class Timed:
+    """An engine that runs call by call and adds up the time of each graph [s]."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.seconds: Counter[str] = Counter()
+        self.calls: Counter[str] = Counter()
+        self._programs: dict[str, Program] = {}
+
+    def prepare(self, programs: Mapping[str, Program]) -> None:
+        for name, program in programs.items():
+            self._programs[name] = program
+            self.engine.prepare({f"{name}#{i}": [call] for i, call in enumerate(program)})
+
+    def write(self, buffer: str, array: np.ndarray) -> None:
+        self.engine.write(buffer, array)
+
+    def read(self, buffer: str) -> np.ndarray:
+        return self.engine.read(buffer)
+
+    def run(self, program: str) -> None:
+        for index, call in enumerate(self._programs[program]):
+            begin = time.perf_counter()
+            self.engine.run(f"{program}#{index}")
+            self.seconds[call.graph] += time.perf_counter() - begin
+            self.calls[call.graph] += 1
+
+    def close(self) -> None:
+        self.engine.close()
+
+
+@dataclass(frozen=True)
+class Case:
+    """One bundle with everything that is measured on it."""
+
+    name: str
+    recipe: Recipe
+    embodiment: Embodiment
+    bundle: Bundle
+    policy: Policy
+    timed: Timed
+    observation: Observation
+    noise: Noise
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--repeats", type=int, default=5, help="of each measurement, at least 1")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--case", choices=CASES, action="append", help="default: all")
+    parser.add_argument("--out", type=Path, default=Path("build/bench_plan.json"))
+
+
+def main(args: argparse.Namespace) -> int:
+    results = {}
+    for name in args.case or CASES:
+        results[name] = measure(name, args.out.parent / "bench_plan", args.threads, args.repeats)
+        args.out.write_text(json.dumps(results, indent=2) + "\n")
+    print(table(results))
+    return 0
+
+
+def measure(name: str, folder: Path, threads: int, repeats: int) -> dict[str, Any]:
+    """Everything about one case. Times are milliseconds."""
+    from cosmos3_ros.engine.export_reference import stock_policy, use_threads
+
+    use_threads(threads)
+    case = open_case(name, folder, threads)
+    policy, observation, noise = case.policy, case.observation, case.noise
+    floor = floor_program(policy)
+    case.timed.engine.prepare({"floor": floor})
+    view = case.embodiment.view_point
+    reference = stock_policy(case.recipe, policy.contract, view, compose_of(case))
+    plans: list[Plan] = []
+    state: dict[str, Prompt] = {"prompt": policy.prefill(INSTRUCTIONS[1])}
+
+    def act() -> None:
+        """An instruction that has just changed, then a plan."""
+        state["prompt"] = policy.prefill(INSTRUCTIONS[0])
+        plans.append(policy.plan(observation, state["prompt"], noise))
+
+    actions: dict[str, Callable[[], object]] = {
+        "action_ms": act,
+        "replan_ms": lambda: policy.plan(observation, state["prompt"], noise),
+        "frame_ms": lambda: policy.predict_frames(plans[-1]),
+        "floor_ms": lambda: case.timed.engine.run("floor"),
+        "reference_ms": lambda: reference(INSTRUCTIONS[0], SEED, decode=True),
+        "reference_latent_ms": lambda: reference(INSTRUCTIONS[0], SEED, decode=False),
+    }
+    times = in_turn(actions, repeats, case.name)
+    result: dict[str, Any] = {key: spread(values) for key, values in times.items()}
+    median = {key: value["median"] for key, value in result.items()}
+    result |= {
+        "ratio": median["reference_ms"] / median["action_ms"],
+        "replan_ratio": median["reference_ms"] / median["replan_ms"],
+        "over_floor": median["action_ms"] / median["floor_ms"],
+        "replan_over_floor": median["replan_ms"] / median["floor_ms"],
+        "forwards": policy.contract.sampler.forwards,
+        "tokens": policy.contract.tokens,
+        "text_tokens": policy.contract.prompting.text_tokens,
+        "threads": threads,
+        "repeats": repeats,
+        "graph_share": graph_share(case, act),
+        "allocations_per_plan": allocations(actions["replan_ms"]),
+    }
+    result["predicted"] = predicted(case, median["floor_ms"])
+    return result
+
+
+def open_case(name: str, folder: Path, threads: int) -> Case:
+    from cosmos3_ros.engine.export import export
+
+    recipe = load_recipe(resource("engines", CASES[name]))
+    embodiment = load_embodiment(recipe.embodiment)
+    bundle = export(recipe, body_of(embodiment), folder / recipe.name)
+    contract = bundle.manifest.contract
+    timed = Timed(open_backend(bundle, "onnxruntime", threads))
+    tokenizer = Tokenizer.from_file(str(bundle.path / TOKENIZER))
+    rng = np.random.default_rng(SEED)
+    images = {
+        view.name: rng.integers(0, 255, (view.height, view.width, 3), np.uint8)
+        for view in embodiment.cameras
+    }
+    return Case(
+        name=name,
+        recipe=recipe,
+        embodiment=embodiment,
+        bundle=bundle,
+        policy=Policy(contract, embodiment, timed, tokenizer),
+        timed=timed,
+        observation=Observation(images, embodiment.offset),
+        noise=draw_noise(contract, rng),
+    )
+
+
+def floor_program(policy: Policy) -> list[Call]:
+    """The denoise graph alone, run as often as a plan runs it, on the plan's own buffers."""
+    return [call for call in policy.programs[PLAN] if call.graph == "denoise"]
+
+
+def in_turn(
+    actions: Mapping[str, Callable[[], object]], repeats: int, name: str
+) -> dict[str, list[float]]:
+    """Milliseconds of every action, one after another and over again, after one round unmeasured.
+
+    What else the machine does then falls on all of them alike.
+    """
+    times: dict[str, list[float]] = {key: [] for key in actions}
+    with tqdm(total=len(actions) * (repeats + 1), desc=name, unit="run") as bar:
+        for repeat in range(repeats + 1):
+            for key, action in actions.items():
+                bar.set_postfix_str(key)
+                begin = time.perf_counter()
+                action()
+                if repeat:
+                    times[key].append((time.perf_counter() - begin) * 1e3)
+                bar.update()
+    return times
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    return {
+        "median": round(statistics.median(values), 3),
+        "min": round(min(values), 3),
+        "max": round(max(values), 3),
+    }
+
+
+def graph_share(case: Case, act: Callable[[], object]) -> dict[str, float]:
+    """The share of one action's time that each graph takes; "host" is what no graph takes."""
+    case.timed.seconds.clear()
+    begin = time.perf_counter()
+    act()
+    whole = time.perf_counter() - begin
+    shares = {graph: seconds / whole for graph, seconds in case.timed.seconds.items()}
+    return {key: round(value, 4) for key, value in (shares | {"host": 1 - sum(shares.values())}).items()}
+
+
+def allocations(replan: Callable[[], object]) -> dict[str, int]:
+    """Bytes of the arrays that a plan holds at its peak, beyond those from before it."""
+    tracemalloc.start()
+    try:
+        replan()
+        tracemalloc.reset_peak()
+        before, _ = tracemalloc.get_traced_memory()
+        replan()
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    return {"peak_bytes": peak - before}

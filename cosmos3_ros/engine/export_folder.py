@@ -1,0 +1,90 @@
+"""A folder that appears whole or not at all, written by one process at a time."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_LOCK = ".lock"
+
+
+class FolderError(ValueError):
+    """A folder cannot be written now."""
+
+
+@contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """An empty folder beside ``out`` that takes its place when the block ends without an error.
+
+    What was at ``out`` is there until then; after an error nothing is left of the new one. What a
+    killed process left half written is cleared by the next. Raises FolderError where another
+    process is writing this folder, OSError where the disk is full or not writable.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    work = out.parent / f".{out.name}.partial"
+    work.mkdir(exist_ok=True)
+    with (work / _LOCK).open("w") as lock:
+        _acquire(lock.fileno(), work, out)
+        try:
+            _clear(work)
+            yield work
+            _replace(work, out)
+            (out / _LOCK).unlink()
+        except BaseException as error:
+            shutil.rmtree(work, ignore_errors=True)
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                raise OSError(
+                    errno.ENOSPC,
+                    f"disk full while writing '{out}'; what was written of it is removed: free "
+                    "some space, or name a folder on another disk",
+                ) from error
+            raise
+
+
+def require_space(folder: Path, size: int) -> None:
+    """Raises OSError with both figures where a disk has no room for so many bytes."""
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise OSError(
+            errno.ENOSPC,
+            f"{size / 1e9:.1f} GB are to be written and the disk of '{folder}' has "
+            f"{free / 1e9:.1f} GB free; free some, or name a folder on another disk",
+        )
+
+
+def _acquire(descriptor: int, work: Path, out: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Whoever held it may have finished between our opening and locking: then it is no lock.
+        held = os.fstat(descriptor).st_nlink > 0
+    except BlockingIOError:
+        held = False
+    if not held:
+        raise FolderError(f"'{out}' is being written by another process; wait for it to end")
+
+
+def _clear(work: Path) -> None:
+    for path in work.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != _LOCK:
+            path.unlink()
+
+
+def _replace(work: Path, out: Path) -> None:
+    old = out.parent / f".{out.name}.old"
+    if out.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        out.rename(old)
+    try:
+        work.rename(out)
+    except BaseException:
+        if old.exists():
+            old.rename(out)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
