@@ -1,4 +1,5 @@
-"""Benchmarks: ``./run bench images``.
+"""Benchmarks: ``./run bench images``, ``plan`` (``cosmos3_ros.bench_plan``) and ``engine``
+(``cosmos3_ros.bench_engine``).
 
 ``images``: camera frames between two processes, best effort, with and without the DDS profile that
 the package ships. Without it Fast DDS's defaults apply, but for UDP, which stays on loopback as it
@@ -16,6 +17,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
+from cosmos3_ros import bench_engine, bench_plan
 from cosmos3_ros.processes import Children, ProcessFailed, end_on_signals, ros_environment
 from cosmos3_ros.resources import resource
 
@@ -87,10 +89,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     of_images.add_argument("--seconds", type=float, default=5.0)
     of_images.add_argument("--out", type=Path, default=Path("build/bench_images.json"))
     of_images.set_defaults(run=images)
+    of_plan = benches.add_parser("plan", help="a plan beside diffusers' pipeline")
+    bench_plan.add_arguments(of_plan)
+    of_plan.set_defaults(run=bench_plan.main)
+    of_engine = benches.add_parser("engine", help="from checkpoint to bundle to engine")
+    bench_engine.add_arguments(of_engine)
+    of_engine.set_defaults(run=bench_engine.main)
     args = parser.parse_args(argv)
     try:
         return int(args.run(args))
-    except (OSError, ProcessFailed) as error:
+    except (OSError, ValueError, ProcessFailed, bench_engine.StepFailed) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
 

@@ -13,7 +13,7 @@ import os
 import statistics
 import time
 import tracemalloc
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ from cosmos3_ros.engine.bundle import TOKENIZER, Bundle
 from cosmos3_ros.engine.recipe import Recipe, load_recipe
 from cosmos3_ros.engine.session import Call, Engine, Program
 from cosmos3_ros.export_command import body_of
+from cosmos3_ros.policy.canvas import compose
 from cosmos3_ros.policy.embodiment import Embodiment, load_embodiment
 from cosmos3_ros.policy.plan import Noise, Observation, Plan, Policy, Prompt, draw_noise
 from cosmos3_ros.policy.program import PLAN
@@ -36,6 +37,8 @@ from cosmos3_ros.resources import resource
 CASES = {"plan_256": "mid_256.yaml", "plan_droid": "mid_droid.yaml"}
 INSTRUCTIONS = ("pick up the red cube", "pick up the blue cube")
 SEED = 7
+# The name under which diffusers knows the embodiment's domain.
+REFERENCE_DOMAIN = "droid_lerobot"
 # A prediction that is further off than this is looked into, and the reason is written down.
 EXPLAINED_WITHIN = 0.15
 
@@ -45,8 +48,7 @@ class Timed:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self.seconds: Counter[str] = Counter()
-        self.calls: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
         self._programs: dict[str, Program] = {}
 
     def prepare(self, programs: Mapping[str, Program]) -> None:
@@ -65,7 +67,6 @@ class Timed:
             begin = time.perf_counter()
             self.engine.run(f"{program}#{index}")
             self.seconds[call.graph] += time.perf_counter() - begin
-            self.calls[call.graph] += 1
 
     def close(self) -> None:
         self.engine.close()
@@ -103,15 +104,22 @@ def main(args: argparse.Namespace) -> int:
 
 def measure(name: str, folder: Path, threads: int, repeats: int) -> dict[str, Any]:
     """Everything about one case. Times are milliseconds."""
-    from cosmos3_ros.engine.export_reference import stock_policy, use_threads
+    from cosmos3_ros.engine.export_model import make_components
+    from cosmos3_ros.engine.export_pipeline import stock_policy, use_threads
 
     use_threads(threads)
     case = open_case(name, folder, threads)
     policy, observation, noise = case.policy, case.observation, case.noise
     floor = floor_program(policy)
     case.timed.engine.prepare({"floor": floor})
-    view = case.embodiment.view_point
-    reference = stock_policy(case.recipe, policy.contract, view, compose_of(case))
+    picture = compose(observation.images, case.embodiment)
+    reference = stock_policy(
+        make_components(case.recipe, None),
+        policy.contract,
+        case.recipe.tier or 0,
+        REFERENCE_DOMAIN,
+        case.embodiment.view_point,
+    )
     plans: list[Plan] = []
     state: dict[str, Prompt] = {"prompt": policy.prefill(INSTRUCTIONS[1])}
 
@@ -125,9 +133,11 @@ def measure(name: str, folder: Path, threads: int, repeats: int) -> dict[str, An
         "replan_ms": lambda: policy.plan(observation, state["prompt"], noise),
         "frame_ms": lambda: policy.predict_frames(plans[-1]),
         "floor_ms": lambda: case.timed.engine.run("floor"),
-        "reference_ms": lambda: reference(INSTRUCTIONS[0], SEED, decode=True),
-        "reference_latent_ms": lambda: reference(INSTRUCTIONS[0], SEED, decode=False),
+        "reference_ms": lambda: reference(INSTRUCTIONS[0], picture, SEED, True),
+        "reference_latent_ms": lambda: reference(INSTRUCTIONS[0], picture, SEED, False),
     }
+    act()  # the first run of each graph allocates what later ones find
+    actions["frame_ms"]()
     times = in_turn(actions, repeats, case.name)
     result: dict[str, Any] = {key: spread(values) for key, values in times.items()}
     median = {key: value["median"] for key, value in result.items()}
@@ -144,7 +154,7 @@ def measure(name: str, folder: Path, threads: int, repeats: int) -> dict[str, An
         "graph_share": graph_share(case, act),
         "allocations_per_plan": allocations(actions["replan_ms"]),
     }
-    result["predicted"] = predicted(case, median["floor_ms"])
+    result["predicted"] = predicted(case, actions["reference_ms"])
     return result
 
 
@@ -182,19 +192,18 @@ def floor_program(policy: Policy) -> list[Call]:
 def in_turn(
     actions: Mapping[str, Callable[[], object]], repeats: int, name: str
 ) -> dict[str, list[float]]:
-    """Milliseconds of every action, one after another and over again, after one round unmeasured.
+    """Milliseconds of every action, one after another and over again.
 
     What else the machine does then falls on all of them alike.
     """
     times: dict[str, list[float]] = {key: [] for key in actions}
-    with tqdm(total=len(actions) * (repeats + 1), desc=name, unit="run") as bar:
-        for repeat in range(repeats + 1):
+    with tqdm(total=len(actions) * repeats, desc=name, unit="run") as bar:
+        for _ in range(repeats):
             for key, action in actions.items():
                 bar.set_postfix_str(key)
                 begin = time.perf_counter()
                 action()
-                if repeat:
-                    times[key].append((time.perf_counter() - begin) * 1e3)
+                times[key].append((time.perf_counter() - begin) * 1e3)
                 bar.update()
     return times
 
@@ -214,7 +223,8 @@ def graph_share(case: Case, act: Callable[[], object]) -> dict[str, float]:
     act()
     whole = time.perf_counter() - begin
     shares = {graph: seconds / whole for graph, seconds in case.timed.seconds.items()}
-    return {key: round(value, 4) for key, value in (shares | {"host": 1 - sum(shares.values())}).items()}
+    shares["host"] = 1 - sum(shares.values())
+    return {key: round(value, 4) for key, value in shares.items()}
 
 
 def allocations(replan: Callable[[], object]) -> dict[str, int]:
@@ -229,3 +239,52 @@ def allocations(replan: Callable[[], object]) -> dict[str, int]:
     finally:
         tracemalloc.stop()
     return {"peak_bytes": peak - before}
+
+
+def predicted(case: Case, reference: Callable[[], object]) -> dict[str, float]:
+    """What the arithmetic alone says: ratios of floating-point operations, counted by torch."""
+    from cosmos3_ros.engine.export_pipeline import flops_of, graph_flops
+
+    contract = case.policy.contract
+    flops = graph_flops(case.recipe, contract)
+    floor = contract.sampler.forwards * flops["denoise"]
+    action = flops["text"] + flops["image"] + floor
+    stock = flops_of(reference)
+    return {
+        "ratio": round(stock / action, 3),
+        "over_floor": round(action / floor, 3),
+        "reference_tflop": round(stock / 1e12, 4),
+        "action_tflop": round(action / 1e12, 4),
+        "forward_tflop": round(flops["denoise"] / 1e12, 4),
+        "text_tflop": round(flops["text"] / 1e12, 4),
+        "image_tflop": round(flops["image"] / 1e12, 4),
+        "frame_tflop": round(flops["frame"] / 1e12, 4),
+    }
+
+
+def table(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """The results as text: times, ratios beside what was predicted, and what dominates."""
+    lines = []
+    for name, result in results.items():
+        sampler = f"{result['forwards']} forwards of {result['tokens']} tokens"
+        lines.append(f"{name}: {sampler}, {result['threads']} threads, {result['repeats']} repeats")
+        for key, value in result.items():
+            if key.endswith("_ms"):
+                spread_of = f"{value['min']:.0f} .. {value['max']:.0f}"
+                lines.append(f"  {key[:-3]:18}{value['median']:>10.0f} ms   {spread_of}")
+        for key in ("ratio", "over_floor"):
+            lines.append(f"  {key:18}{result[key]:>10.2f}      {_beside(result, key)}")
+        shares = sorted(result["graph_share"].items(), key=lambda item: -item[1])
+        lines.append(
+            "  of an action      " + ", ".join(f"{k} {v:.1%}" for k, v in shares if v > 1e-3)
+        )
+        peak = result["allocations_per_plan"]["peak_bytes"] / 1e6
+        lines.append(f"  new arrays        {peak:>10.1f} MB at the peak of a plan")
+    return "\n".join(lines)
+
+
+def _beside(result: Mapping[str, Any], key: str) -> str:
+    expected = result["predicted"][key]
+    off = result[key] / expected - 1
+    words = f"arithmetic: {expected:.2f} ({off:+.0%})"
+    return words if abs(off) <= EXPLAINED_WITHIN else words + ", see docs/benchmarks.md"

@@ -43,13 +43,12 @@ def calibrate(
     bag: Path,
     observations: int = OBSERVATIONS,
     instruction: str | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[int], object] = lambda done: None,
 ) -> Calibration:
     """Plan from observations spread evenly over a bag, and see how large activations grow.
 
-    ``instruction`` replaces the bag's. ``progress`` is told how many plans are done, of how many.
-    Raises CalibrationError, BagError or RecipeError where bag, embodiment and checkpoint do not
-    fit.
+    ``instruction`` replaces the bag's. ``progress`` is told how many plans are done. Raises
+    CalibrationError, BagError or RecipeError where bag, embodiment and checkpoint do not fit.
     """
     with open_bag(bag) as opened:
         moments = read_moments(opened, embodiment, observations, instruction)
@@ -60,12 +59,11 @@ def calibrate(
     policy = Policy(engine.contract, embodiment, engine, tokenizer)
     rng = np.random.default_rng(_SEED)
     prompt = None
-    for done, moment in enumerate(moments):
-        progress(done, len(moments))
+    for index, moment in enumerate(moments):
         if prompt is None or prompt.instruction != moment.instruction:
             prompt = policy.prefill(moment.instruction)
         policy.plan(moment.observation, prompt, draw_noise(engine.contract, rng))
-    progress(len(moments), len(moments))
+        progress(index + 1)
     return engine.calibration(bag.name, len(moments))
 
 

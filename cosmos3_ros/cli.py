@@ -13,6 +13,12 @@ from typing import NoReturn
 # imported when its command is asked for: an export needs torch, a robot does not.
 COMMANDS = {
     "export": ("cosmos3_ros.export_command", "make a bundle from a recipe"),
+    "synthetic-checkpoint": (
+        "cosmos3_ros.synthetic_checkpoint_command",
+        "write a checkpoint of a recipe's size whose weights mean nothing",
+    ),
+    "compile": ("cosmos3_ros.compile_command", "compile a bundle's graphs for the robot's GPU"),
+    "inspect": ("cosmos3_ros.inspect_command", "print what is in a bundle and what it costs"),
     "verify": ("cosmos3_ros.verify_command", "check a bundle: hashes, shapes, a whole plan"),
     "bag-from-lerobot": ("cosmos3_ros.replay.lerobot", "turn a LeRobot v3 episode into a bag"),
     "replay": ("cosmos3_ros.replay.play", "play a bag into the nodes, record what they say"),

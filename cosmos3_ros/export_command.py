@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from cosmos3_ros.engine.recipe import load_recipe
+from cosmos3_ros.engine.recipe import QUANTISED, Recipe, RecipeError, load_recipe
 from cosmos3_ros.policy.embodiment import Embodiment, load_embodiment
 
 if TYPE_CHECKING:
-    from cosmos3_ros.engine.export import Body
+    from cosmos3_ros.engine.export import Body, Calibration
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,11 +24,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--embodiment", help="name or YAML file to use in place of the recipe's embodiment"
     )
+    parser.add_argument(
+        "--calibrate", type=Path, metavar="BAG", help="see in this bag how large activations grow"
+    )
+    parser.add_argument(
+        "--observations", type=int, default=8, help="to calibrate on (default: %(default)s)"
+    )
+    parser.add_argument("--instruction", help="to calibrate with, instead of the bag's")
 
 
 def main(args: argparse.Namespace) -> int:
     recipe = load_recipe(args.recipe)
     embodiment = load_embodiment(args.embodiment or recipe.embodiment)
+    calibration = _calibration(args, recipe, embodiment)
     # torch takes seconds to import: refuse a bad recipe before.
     from cosmos3_ros.engine.export import export
 
@@ -40,11 +48,39 @@ def main(args: argparse.Namespace) -> int:
                 bar.update(written - bar.n)
             bar.set_postfix_str(step, refresh=not size)
 
-        bundle = export(recipe, body_of(embodiment), args.out, args.checkpoint, progress)
+        bundle = export(
+            recipe, body_of(embodiment), args.out, args.checkpoint, progress, calibration
+        )
     print(f"{bundle.path}: bundle '{recipe.name}', SHA-256 {bundle.sha256[:12]}")
     for warning in bundle.manifest.warnings:
         print(f"warning: {warning}")
     return 0
+
+
+def _calibration(
+    args: argparse.Namespace, recipe: Recipe, embodiment: Embodiment
+) -> Calibration | None:
+    """What ``--calibrate`` asks for. Raises RecipeError where the recipe quantises nothing."""
+    if args.calibrate is None:
+        return None
+    if recipe.precision not in QUANTISED:
+        raise RecipeError(
+            f"recipe '{recipe.name}' is {recipe.precision}: nothing is calibrated; expected "
+            f"precision {' or '.join(QUANTISED)}, or no --calibrate"
+        )
+    from cosmos3_ros.calibration import calibrate
+
+    with tqdm(desc=f"calibrate {recipe.name}", unit="plan", total=args.observations) as bar:
+        return calibrate(
+            recipe,
+            embodiment,
+            body_of(embodiment),
+            args.checkpoint,
+            args.calibrate,
+            args.observations,
+            args.instruction,
+            lambda done: bar.update(done - bar.n),
+        )
 
 
 def body_of(embodiment: Embodiment) -> Body:

@@ -14,6 +14,18 @@ from cosmos3_ros.engine.recipe import Recipe, load_recipe
 from cosmos3_ros.policy.embodiment import Embodiment, load_embodiment
 
 ROOT = Path(__file__).resolve().parent.parent
+# What a bundle depends on, of the modules in engine/.
+EXPORTING = (
+    "bundle.py",
+    "export.py",
+    "export_checkpoint.py",
+    "export_graphs.py",
+    "export_model.py",
+    "export_onnx.py",
+    "quantise.py",
+    "recipe.py",
+    "session.py",
+)
 CACHE = ROOT / "build" / "test-bundles"
 ENGINES = ROOT / "engines"
 TINY = ENGINES / "tiny.yaml"
@@ -34,7 +46,8 @@ def exported(recipe_path: Path, embodiment_path: Path, checkpoint: Path | None =
     """Export a recipe, or load what an earlier run made of the same sources."""
     recipe, embodiment = load_recipe(recipe_path), load_embodiment(embodiment_path)
     digest = hashlib.sha256(repr(recipe).encode() + embodiment_path.read_bytes())
-    sources = sorted((ROOT / "cosmos3_ros" / "engine").glob("*.py"))
+    engine = ROOT / "cosmos3_ros" / "engine"
+    sources = sorted(path for pattern in EXPORTING for path in engine.glob(pattern))
     weights = sorted(checkpoint.rglob("*.*")) if checkpoint else []
     for source in (*sources, *weights):
         digest.update(source.read_bytes())

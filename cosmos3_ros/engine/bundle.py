@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -104,10 +104,11 @@ class Bundle:
     sha256: str
 
 
-def load_bundle(path: str | Path) -> Bundle:
+def load_bundle(path: str | Path, checked: Callable[[Path], object] = lambda file: None) -> Bundle:
     """Read a bundle and check every file against its hash.
 
-    Raises BundleError naming the file and what to do about it.
+    ``checked`` is told each file that is as it should be. Raises BundleError naming the file and
+    what to do about it.
     """
     path = Path(path)
     manifest_path = path / MANIFEST
@@ -139,6 +140,7 @@ def load_bundle(path: str | Path) -> Bundle:
                 f"bundle '{path}': {name} has SHA-256 {found[:12]}…, the manifest says "
                 f"{expected[:12]}…; the file was changed or cut short, copy or export it again"
             )
+        checked(path / name)
     return Bundle(path, manifest, hashlib.sha256(text).hexdigest())
 
 

@@ -22,7 +22,7 @@ from diffusers.configuration_utils import FrozenDict
 from diffusers.models.transformers.transformer_cosmos3 import Cosmos3VLTextRotaryEmbedding
 from diffusers.pipelines.cosmos.pipeline_cosmos3_omni import _ACTION_RESOLUTION_BINS
 from diffusers.video_processor import VideoProcessor
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from cosmos3_ros.engine.bundle import (
@@ -36,21 +36,29 @@ from cosmos3_ros.engine.bundle import (
     Quantisation,
     TensorSpec,
     file_sha256,
-    load_bundle,
     write_manifest,
 )
 from cosmos3_ros.engine.export_folder import require_space, whole_folder
 from cosmos3_ros.engine.export_graphs import (
     DenoiseGraph,
     FrameGraph,
+    Graph,
     ImageGraph,
     StepGraph,
     TextGraph,
+    hidden,
 )
 from cosmos3_ros.engine.export_model import DTYPES, Components, open_components
 from cosmos3_ros.engine.export_onnx import Traced, trace, write
 from cosmos3_ros.engine.quantise import quantise
-from cosmos3_ros.engine.recipe import QUANTISED, GuidanceSchedule, Recipe, RecipeError
+from cosmos3_ros.engine.recipe import (
+    QUANTISED,
+    RECIPE,
+    GuidanceSchedule,
+    Recipe,
+    RecipeError,
+    save_recipe,
+)
 from cosmos3_ros.engine.session import Contract, Prompting, Rope, Sampler
 
 _MARK = "\x00caption\x00"
@@ -127,7 +135,7 @@ def export(
         ranges, quantisation, warnings = _ranges(recipe, components, calibration)
         graphs: dict[str, GraphSpec] = {}
         parts: list[Traced] = []
-        for name, stretches in _graphs(components, contract, recipe).items():
+        for name, stretches in graph_parts(components, contract, recipe).items():
             progress(name, 0, 0)
             traced = [_traced(name, part, components, recipe, ranges) for part in stretches]
             graphs[name] = _graph_spec(traced, stretches)
@@ -135,6 +143,7 @@ def export(
         _write_parts(parts, work, progress)
         progress("manifest", 0, 0)
         components.tokenizer.backend_tokenizer.save(str(work / TOKENIZER))
+        save_recipe(recipe, work / RECIPE)
         written = sorted(p for p in work.iterdir() if not p.name.startswith("."))
         manifest = Manifest(
             format_version=FORMAT_VERSION,
@@ -155,7 +164,7 @@ def export(
             },
         )
         write_manifest(work, manifest)
-    return load_bundle(out)
+    return Bundle(out, manifest, file_sha256(out / MANIFEST))
 
 
 def make_contract(recipe: Recipe, body: Body, components: Components) -> Contract:
@@ -328,25 +337,27 @@ def _forwards(sampler: Sampler) -> tuple[tuple[int, float, str], ...]:
 
 
 @dataclass(frozen=True)
-class _Part:
-    """A module to trace, with examples of what it takes.
-
-    ``graph``: the shapes of the whole graph's tensors, by name.
-    """
+class Part:
+    """A stretch of a graph's layers (first, last + 1) as a module, and examples by name."""
 
     file: str
-    module: nn.Module
+    module: Graph
     layers: tuple[int, int]
-    inputs: Mapping[str, Tensor]
+    examples: Mapping[str, Tensor]
+
+    @property
+    def taken(self) -> tuple[Tensor, ...]:
+        """An example of each of the module's inputs, in their order."""
+        return tuple(self.examples[name] for name in self.module.inputs)
 
 
-def _graphs(
+def graph_parts(
     components: Components, contract: Contract, recipe: Recipe
-) -> dict[str, list[_Part]]:
-    """The parts of every graph."""
+) -> dict[str, list[Part]]:
+    """The parts of every graph, by graph, in the order they run."""
     transformer, vae, c = components.transformer, components.vae, contract
     config = transformer.config
-    layers, width = config.num_hidden_layers, config.hidden_size
+    layers = config.num_hidden_layers
     dtype = DTYPES[recipe.precision]
     text_tokens = c.prompting.text_tokens
     text_shape = (config.num_key_value_heads, text_tokens, config.head_dim)
@@ -355,7 +366,6 @@ def _graphs(
     clean_shape = (1, c.latent_channels, 1, c.latent_height, c.latent_width)
     text = {
         "token_ids": torch.zeros(text_tokens, dtype=torch.int64),
-        "x": torch.zeros(text_tokens, width, dtype=dtype),
     }
     denoise = {
         "latents": torch.zeros(c.latent_shape),
@@ -366,7 +376,6 @@ def _graphs(
         "sin": torch.zeros(c.tokens, config.head_dim),
         "text_bias": torch.zeros(text_tokens),
         "domain_id": torch.tensor([c.domain_id]),
-        "x": torch.zeros(c.tokens, width, dtype=dtype),
     }
     step = {
         "start_latents": torch.zeros(c.latent_shape),
@@ -385,16 +394,25 @@ def _graphs(
         "noisy_rows": torch.ones(c.rows, 1),
     }
 
-    def kept(first: int, last: int) -> dict[str, Tensor]:
-        shape = (last - first, *text_shape)
-        return {name: torch.zeros(shape, dtype=dtype) for name in ("keys", "values")}
+    def of_stretch(tokens: int, first: int, last: int) -> dict[str, Tensor]:
+        # Each a tensor of its own: what is one tensor in the examples is one input in the graph.
+        return {
+            "keys": torch.zeros(last - first, *text_shape, dtype=dtype),
+            "values": torch.zeros(last - first, *text_shape, dtype=dtype),
+            hidden(first): torch.zeros(tokens, config.hidden_size, dtype=dtype),
+        }
 
-    def whole(name: str, module: nn.Module, inputs: dict[str, Tensor]) -> list[_Part]:
-        return [_Part(f"{name}.onnx", module, (0, layers), inputs)]
+    def whole(name: str, module: Graph, inputs: dict[str, Tensor]) -> list[Part]:
+        return [Part(f"{name}.onnx", module, (0, layers), inputs)]
 
     return {
         "text": [
-            _Part(file, TextGraph(transformer, text_tokens, stretch), stretch, text)
+            Part(
+                file,
+                TextGraph(transformer, text_tokens, stretch),
+                stretch,
+                text | of_stretch(text_tokens, *stretch),
+            )
             for file, stretch in _stretches("text", layers, recipe)
         ],
         "image": whole(
@@ -403,7 +421,12 @@ def _graphs(
             {"canvas": torch.zeros(c.canvas_height, c.canvas_width, 3, dtype=torch.uint8)},
         ),
         "denoise": [
-            _Part(file, DenoiseGraph(transformer, c, stretch), stretch, denoise | kept(*stretch))
+            Part(
+                file,
+                DenoiseGraph(transformer, c, stretch),
+                stretch,
+                denoise | of_stretch(c.tokens, *stretch),
+            )
             for file, stretch in _stretches("denoise", layers, recipe)
         ],
         "step": whole("step", StepGraph(c), step),
@@ -415,9 +438,7 @@ def _graphs(
     }
 
 
-def _stretches(
-    graph: str, layers: int, recipe: Recipe
-) -> Iterator[tuple[str, tuple[int, int]]]:
+def _stretches(graph: str, layers: int, recipe: Recipe) -> Iterator[tuple[str, tuple[int, int]]]:
     """File and layers (first, last + 1) of a graph's parts."""
     count = recipe.layers_per_part.get(graph, layers)
     for index, first in enumerate(range(0, layers, count)):
@@ -427,7 +448,7 @@ def _stretches(
 
 def _traced(
     graph: str,
-    part: _Part,
+    part: Part,
     components: Components,
     recipe: Recipe,
     ranges: Mapping[str, float],
@@ -436,7 +457,7 @@ def _traced(
     of_vae = graph in ("image", "frame")
     stock = components.vae if of_vae else components.transformer
     names = {id(parameter): name for name, parameter in stock.named_parameters()}
-    model = trace(part.module, part.inputs, names, recipe.opset)
+    model = trace(part.module, part.taken, names, recipe.opset)
     declared = {n for n, v in model.graph.initializers.items() if v.const_value is None}
     converts = {}
     if graph == "denoise" and ranges:
@@ -452,7 +473,7 @@ def _traced(
     )
 
 
-def _graph_spec(traced: list[Traced], parts: list[_Part]) -> GraphSpec:
+def _graph_spec(traced: list[Traced], parts: list[Part]) -> GraphSpec:
     """The whole graph's tensors: those of its parts, but what they hand to one another.
 
     Keys and values are stacked over the parts.
@@ -462,13 +483,14 @@ def _graph_spec(traced: list[Traced], parts: list[_Part]) -> GraphSpec:
         for one, part in zip(traced, parts, strict=True)
     )
     layers = specs[-1].layers[1]
+    handed = {hidden(part.layers[1]) for part in specs}
 
     def joined(tensors: list[Mapping[str, TensorSpec]]) -> dict[str, TensorSpec]:
         found: dict[str, TensorSpec] = {}
         for name, spec in (item for part in tensors for item in part.items()):
             if name in ("keys", "values"):
                 found[name] = replace(spec, shape=(layers, *spec.shape[1:]))
-            elif name != "x":
+            elif name not in handed:
                 found[name] = spec
         return found
 

@@ -122,8 +122,7 @@ def require_stock(weights: CheckpointWeights, stock: Mapping[str, tuple[int, ...
     for name, tensor in weights.tensors.items():
         if tensor.shape != stock[name]:
             raise RecipeError(
-                f"{where} {name} has shape {tensor.shape}; its configuration asks for "
-                f"{stock[name]}"
+                f"{where} {name} has shape {tensor.shape}; its configuration asks for {stock[name]}"
             )
         if tensor.type not in READABLE:
             raise RecipeError(
@@ -193,8 +192,8 @@ def _stored_tensors(file: Path) -> dict[str, StoredTensor]:
 
 
 def _require_finite(array: np.ndarray, tensor: StoredTensor, name: str) -> None:
-    bits = array.view(np.uint32 if tensor.type == "F32" else np.uint16)
-    exponent = bits.dtype.type(_EXPONENT[tensor.type])
+    bits: np.ndarray = array.view(np.uint32 if tensor.type == "F32" else np.uint16)
+    exponent = _EXPONENT[tensor.type]
     for start in range(0, bits.size, _CHUNK):
         if ((bits[start : start + _CHUNK] & exponent) == exponent).any():
             raise RecipeError(

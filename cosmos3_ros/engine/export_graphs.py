@@ -4,9 +4,8 @@ The stock transformer packs its sequence with Python lists and ``scatter``, and 
 these modules compute the same from static shapes. Parity with the stock modules is tested.
 Shapes are those of ``cosmos3_ros.engine.session``.
 
-Text and denoise are made for a stretch of the layers: the hidden states ``x`` [tokens, hidden]
-pass from one stretch to the next. A module says in ``inputs`` and ``outputs`` what it takes and
-returns, by name and in order.
+Text and denoise are made for a stretch of the layers: hidden states [tokens, hidden], named after
+the layer that reads them, pass from one stretch to the next.
 """
 
 from __future__ import annotations
@@ -56,7 +55,19 @@ def _attend(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) ->
     return mixed.permute(2, 0, 1, 3).reshape(tokens, heads * dim)
 
 
-class TextGraph(nn.Module):
+class Graph(nn.Module):
+    """A graph, or a stretch of one: what it takes and returns, by name and in order."""
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+def hidden(layer: int) -> str:
+    """The name of the hidden states that a layer reads."""
+    return f"hidden_{layer}"
+
+
+class TextGraph(Graph):
     """Token ids to the keys and values that the generation tower reads, layer by layer.
 
     The text is causal, so padding at its end reaches no real token. The last layer's output is
@@ -77,8 +88,8 @@ class TextGraph(nn.Module):
         super().__init__()
         first, last = layers or (0, len(transformer.layers))
         self.is_first, self.is_last = first == 0, last == len(transformer.layers)
-        self.inputs = ("token_ids",) if self.is_first else ("x",)
-        self.outputs = ("keys", "values") if self.is_last else ("keys", "values", "x")
+        self.inputs = ("token_ids" if self.is_first else hidden(first),)
+        self.outputs = ("keys", "values", *(() if self.is_last else (hidden(last),)))
         self.layers = transformer.layers[first:last]
         if self.is_first:
             self.embed = transformer.embed_tokens
@@ -114,7 +125,7 @@ class TextGraph(nn.Module):
         return stacked if self.is_last else (*stacked, x)
 
 
-class DenoiseGraph(nn.Module):
+class DenoiseGraph(Graph):
     """One forward of the generation tower: velocities of the video latents and action rows.
 
     Latent frame 0 is the observation and clean; which action rows are clean is an input. Clean
@@ -134,12 +145,12 @@ class DenoiseGraph(nn.Module):
         super().__init__()
         first, last = layers or (0, len(transformer.layers))
         self.is_first, self.is_last = first == 0, last == len(transformer.layers)
-        before = ("latents", "rows", "noisy_rows", "timestep") if self.is_first else ("x",)
-        after = ("domain_id",) if self.is_first else ()
-        if self.is_last and not self.is_first:
-            after = ("noisy_rows", "domain_id")
-        self.inputs = (*before, "cos", "sin", "keys", "values", "text_bias", *after)
-        self.outputs = ("latent_velocity", "row_velocity") if self.is_last else ("x",)
+        embedded = ("latents", "rows", "noisy_rows", "timestep")
+        start = embedded if self.is_first else (hidden(first),)
+        end = ("noisy_rows",) if self.is_last and not self.is_first else ()
+        domain = ("domain_id",) if self.is_first or self.is_last else ()
+        self.inputs = (*start, *end, "cos", "sin", "keys", "values", "text_bias", *domain)
+        self.outputs = ("latent_velocity", "row_velocity") if self.is_last else (hidden(last),)
         self.layers = transformer.layers[first:last]
         if self.is_first:
             self.proj_in, self.rows_in = transformer.proj_in, transformer.action_proj_in
@@ -157,7 +168,7 @@ class DenoiseGraph(nn.Module):
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """``tensors`` in the order of ``inputs``; returned in the order of ``outputs``."""
         given = dict(zip(self.inputs, tensors, strict=True))
-        x = self._embed(given) if self.is_first else given["x"]
+        x = self._embed(given) if self.is_first else tensors[0]
         cos, sin = given["cos"].to(x.dtype), given["sin"].to(x.dtype)
         text_bias = given["text_bias"]
         bias = torch.cat([text_bias, text_bias.new_zeros(x.shape[0])])[None].to(x.dtype)
@@ -220,7 +231,7 @@ class DenoiseGraph(nn.Module):
         return video[..., : c.latent_height, : c.latent_width]
 
 
-class StepGraph(nn.Module):
+class StepGraph(Graph):
     """The sampler after one step: velocities of both branches to the next latents and rows.
 
     Places of the history that hold nothing yet, and the unconditional branch where the step is
@@ -258,9 +269,7 @@ class StepGraph(nn.Module):
         rows = torch.cat([rows[:, : self.width], torch.zeros_like(rows[:, self.width :])], dim=1)
         return latents, rows, latent_history, row_history
 
-    def _advance(
-        self, given: dict[str, Tensor], kind: str, start: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _advance(self, given: dict[str, Tensor], kind: str, start: Tensor) -> tuple[Tensor, Tensor]:
         """x [1, ...] after this step, and the history [N, ...] with this step's velocity."""
         conditional = given[f"conditional_{kind}"]
         unconditional = given[f"unconditional_{kind}"]
@@ -274,7 +283,7 @@ class StepGraph(nn.Module):
         return given["coefficients"][0] * start + used.sum(0, keepdim=True), history
 
 
-class _Latents(nn.Module):
+class _Latents(Graph):
     """Shared by image and frame: the VAE and the statistics its latents are normalised by.
 
     The VAE runs in the type of its weights; canvas, latents and frames do not depend on it.

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +63,8 @@ _CONVERT = "cosmos_framework.scripts.convert_model_to_diffusers"
 class Components:
     """The stock modules, in evaluation mode, and where their weights are.
 
-    The modules are hollow (see ``hollow``) but for those of ``make_components``. ``source_sha256``
-    hashes the weights.
+    The modules are hollow (see ``hollow``) but for those of ``make_components``. ``hash_weights``
+    reads them all.
     """
 
     transformer: Cosmos3OmniTransformer
@@ -73,7 +75,11 @@ class Components:
     scheduler: UniPCMultistepScheduler
     native_flow_schedule: bool
     source: str
-    source_sha256: str
+    hash_weights: Callable[[], str]
+
+    @cached_property
+    def source_sha256(self) -> str:
+        return self.hash_weights()
 
 
 def open_components(recipe: Recipe, checkpoint: Path | None) -> Components:
@@ -101,10 +107,10 @@ def open_components(recipe: Recipe, checkpoint: Path | None) -> Components:
         transformer_weights=ModuleWeights(random_transformer(model.transformer, model.random_seed)),
         vae_weights=ModuleWeights(random_vae(model.vae, model.random_seed)),
         tokenizer=byte_level_tokenizer(),
-        scheduler=_scheduler(recipe, model.scheduler),
+        scheduler=flow_scheduler(recipe, model.scheduler),
         native_flow_schedule=False,
         source=f"random weights, seed {model.random_seed}",
-        source_sha256=hashlib.sha256(repr(model).encode()).hexdigest(),
+        hash_weights=lambda: hashlib.sha256(repr(model).encode()).hexdigest(),
     )
 
 
@@ -113,19 +119,15 @@ def make_components(recipe: Recipe, checkpoint: Path | None) -> Components:
 
     Takes the memory of the whole model.
     """
-    hollow_ones = open_components(recipe, checkpoint)
-    modules = {
-        "transformer": (hollow_ones.transformer, hollow_ones.transformer_weights),
-        "vae": (hollow_ones.vae, hollow_ones.vae_weights),
-    }
-    filled = {
-        name: _filled(type(module), dict(module.config), weights)
-        for name, (module, weights) in modules.items()
-    }
-    return replace(hollow_ones, **filled)
+    parts = open_components(recipe, checkpoint)
+    return replace(
+        parts,
+        transformer=_filled(parts.transformer, parts.transformer_weights),
+        vae=_filled(parts.vae, parts.vae_weights),
+    )
 
 
-def hollow(module_class: type[nn.Module], config: dict[str, Any], dtype: torch.dtype) -> nn.Module:
+def hollow(module_class: Any, config: dict[str, Any], dtype: torch.dtype) -> Any:
     """A stock module of this configuration that has every parameter and takes no memory.
 
     A parameter is one zero, expanded to its shape. The timestep embedder is float32.
@@ -138,24 +140,21 @@ def hollow(module_class: type[nn.Module], config: dict[str, Any], dtype: torch.d
     return _with_rotary(module).eval()
 
 
-def _filled(
-    module_class: type[nn.Module], config: dict[str, Any], weights: WeightSource
-) -> nn.Module:
+def _filled(hollow_one: Any, weights: WeightSource) -> Any:
     with torch.device("meta"):
-        module = module_class.from_config(config)
+        module = type(hollow_one).from_config(hollow_one.config)
     for name, _ in list(module.named_parameters()):
-        array = weights.read(name).astype("float32")
-        _set_parameter(module, name, torch.from_numpy(array))
+        _set_parameter(module, name, torch.from_numpy(weights.read(name).astype("float32")))
     return _with_rotary(module).eval()
 
 
-def _set_parameter(module: nn.Module, name: str, tensor: Tensor) -> None:
+def _set_parameter(module: Any, name: str, tensor: Tensor) -> None:
     owner, _, own_name = name.rpartition(".")
     parameter = nn.Parameter(tensor, requires_grad=False)
     setattr(module.get_submodule(owner), own_name, parameter)
 
 
-def _with_rotary(module: nn.Module) -> nn.Module:
+def _with_rotary(module: Any) -> Any:
     """The frequencies are no weights: they are computed when the embedding is made."""
     if isinstance(module, Cosmos3OmniTransformer):
         config = module.config
@@ -221,21 +220,21 @@ def _from_checkpoint(recipe: Recipe, folder: Path, dtype: torch.dtype) -> Compon
     stored = folder / "scheduler" / "scheduler_config.json"
     scheduler_config = _stored_config(stored) if stored.is_file() else FLOW_SCHEDULER
     _require_config(recipe, "scheduler", model.scheduler, scheduler_config)
-    weights = {"transformer": transformer, "vae": vae}
-    sources = {name: _stock_weights(folder / name, module) for name, module in weights.items()}
+    transformer_weights = _stock_weights(folder / "transformer", transformer)
+    vae_weights = _stock_weights(folder / "vae", vae)
     index = folder / "model_index.json"
     return Components(
         transformer=transformer,
         vae=vae,
-        transformer_weights=sources["transformer"],
-        vae_weights=sources["vae"],
+        transformer_weights=transformer_weights,
+        vae_weights=vae_weights,
         tokenizer=_checkpoint_tokenizer(recipe, folder),
-        scheduler=_scheduler(recipe, scheduler_config),
+        scheduler=flow_scheduler(recipe, scheduler_config),
         native_flow_schedule=bool(
             index.is_file() and _stored_config(index).get("use_native_flow_schedule", False)
         ),
         source=folder.resolve().name,
-        source_sha256=_weights_sha256([*sources["transformer"].files, *sources["vae"].files]),
+        hash_weights=lambda: _files_sha256([*transformer_weights.files, *vae_weights.files]),
     )
 
 
@@ -266,7 +265,7 @@ def _framework_layout(folder: Path, found: str) -> RecipeError:
     )
 
 
-def _stock_weights(folder: Path, module: nn.Module) -> CheckpointWeights:
+def _stock_weights(folder: Path, module: Any) -> CheckpointWeights:
     weights = CheckpointWeights(folder)
     stock = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     foreign = [
@@ -295,7 +294,8 @@ def _checkpoint_tokenizer(recipe: Recipe, folder: Path) -> PreTrainedTokenizerBa
     return _chatml(tokenizer_file=str(place))
 
 
-def _scheduler(recipe: Recipe, config: dict[str, Any]) -> UniPCMultistepScheduler:
+def flow_scheduler(recipe: Recipe, config: dict[str, Any]) -> UniPCMultistepScheduler:
+    """diffusers' UniPC with a stored configuration and the recipe's shift."""
     settings = {k: v for k, v in config.items() if k not in _CONFIG_NOISE}
     settings = {**FLOW_SCHEDULER, **settings, "flow_shift": recipe.shift}
     return UniPCMultistepScheduler(**settings)
@@ -326,7 +326,7 @@ def _require_config(
         )
 
 
-def _weights_sha256(files: list[Path]) -> str:
+def _files_sha256(files: list[Path]) -> str:
     """One hash over the hashes of the weight files, by name."""
     digest = hashlib.sha256()
     for path in sorted(files):

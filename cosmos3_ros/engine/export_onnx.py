@@ -20,10 +20,11 @@ import onnx_ir as ir
 import torch
 from onnxscript import opset23 as op
 from onnxscript.optimizer import optimize_ir
-from torch import Tensor, nn
+from torch import Tensor
 
 from cosmos3_ros.engine.bundle import TensorSpec
 from cosmos3_ros.engine.export_checkpoint import WeightSource
+from cosmos3_ros.engine.export_graphs import Graph
 from cosmos3_ros.engine.quantise import Convert
 from cosmos3_ros.engine.recipe import RecipeError
 
@@ -67,18 +68,18 @@ class Traced:
 
 
 def trace(
-    module: nn.Module, inputs: Mapping[str, Tensor], names: Mapping[int, str], opset: int
+    module: Graph, examples: tuple[Tensor, ...], names: Mapping[int, str], opset: int
 ) -> ir.Model:
     """The graph of a hollow module, simplified, its weights declared under their stock names.
 
-    ``inputs``: examples by name. ``names``: the stock name of a parameter, by its id.
+    ``examples``: one of each input. ``names``: the stock name of a parameter, by its id.
     """
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         program = torch.onnx.export(
             module.eval(),
-            tuple(inputs[name] for name in module.inputs),
+            examples,
             dynamo=True,
             opset_version=opset,
             input_names=list(module.inputs),
@@ -142,12 +143,16 @@ def _attention(
         return op.Attention(*given, scale=scale, is_causal=int(is_causal))[0]
     if attn_mask is not None or is_causal:
         raise RuntimeError("attention with one key/value head is masked; expected the VAE's, whole")
-    factor = op.CastLike(query.shape[-1] ** -0.5 if scale is None else scale, query)
-    scores = op.MatMul(op.Mul(query, factor), op.Transpose(key, perm=[0, 1, 3, 2]))
+    factor: Any = query.shape[-1] ** -0.5 if scale is None else scale
+    scores = op.MatMul(
+        op.Mul(query, op.CastLike(factor, query)), op.Transpose(key, perm=[0, 1, 3, 2])
+    )
     return op.MatMul(op.Softmax(scores, axis=-1), value)
 
 
-_ATTENTION = {torch.ops.aten.scaled_dot_product_attention.default: _attention}
+_ATTENTION: dict[Callable[..., Any], Callable[..., Any]] = {
+    torch.ops.aten.scaled_dot_product_attention.default: _attention
+}
 
 
 def _as_inputs(model: ir.Model, names: Mapping[str, str]) -> list[ir.Value]:
@@ -169,7 +174,7 @@ def _as_initializers(model: ir.Model, weights: list[ir.Value]) -> None:
             model.graph.initializers[str(value.name)] = value
 
 
-def _require_names(module: nn.Module, model: ir.Model) -> None:
+def _require_names(module: Graph, model: ir.Model) -> None:
     inputs = tuple(value.name for value in model.graph.inputs)
     outputs = tuple(value.name for value in model.graph.outputs)
     if inputs != tuple(module.inputs) or outputs != tuple(module.outputs):
@@ -204,7 +209,12 @@ def _append(
     stream.write(packed.reshape(-1).view(np.uint8).data)
     stream.write(bytes(_padded(length) - length))
     return ir.ExternalTensor(
-        location, offset, length, value.dtype, shape=value.shape, name=str(value.name),
+        location,
+        offset,
+        length,
+        value.dtype,
+        shape=value.shape,
+        name=str(value.name),
         base_dir=folder,
     )
 

@@ -7,7 +7,7 @@ says itself is laid over it, key by key.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ PRECISIONS = ("fp32", "bf16", "fp16", "fp8", "nvfp4")
 QUANTISED = ("fp8", "nvfp4")
 TOKENIZERS = ("checkpoint", "tokenizer_json", "byte_level")
 TIERS = (256, 480, 704, 720)
+# What a bundle keeps of the recipe that it was made of.
+RECIPE = "recipe.yaml"
 # Graphs that may be cut into parts by their layers.
 CUT_GRAPHS = ("text", "denoise")
 # Kinds of quantised layers by what they read: normed hidden states, mixed values, normed hidden
@@ -183,6 +185,44 @@ def load_recipe(path: str | Path) -> Recipe:
     )
 
 
+def save_recipe(recipe: Recipe, path: Path) -> None:
+    """Write a recipe as one file that ``load_recipe`` reads back, whatever it extended."""
+    model, guided, quantisation = recipe.model, recipe.guided, recipe.quantisation
+    schedule: Any = "every"
+    if guided.first is not None:
+        schedule = {"first": guided.first}
+    elif guided.timesteps is not None:
+        schedule = {"timesteps": list(guided.timesteps)}
+    width, height = recipe.canvas or (None, None)
+    optional = {
+        "fps": recipe.fps,
+        "tier": recipe.tier,
+        "canvas": recipe.canvas and {"width": width, "height": height},
+        "layers_per_part": dict(recipe.layers_per_part),
+        "quantisation": recipe.precision in QUANTISED
+        and {"keep": list(quantisation.keep), "ranges": dict(quantisation.ranges)},
+    }
+    data = {
+        "name": recipe.name,
+        "description": recipe.description,
+        "embodiment": recipe.embodiment,
+        "precision": recipe.precision,
+        "opset": recipe.opset,
+        "chunk": recipe.chunk,
+        "sampler": {
+            "steps": recipe.steps,
+            "shift": recipe.shift,
+            "guidance": recipe.guidance,
+            "guided": schedule,
+        },
+        "text_tokens": recipe.text_tokens,
+        "frame_latents": recipe.frame_latents,
+        **{key: value for key, value in optional.items() if value},
+        "model": {key: value for key, value in asdict(model).items() if value is not None},
+    }
+    path.write_text(yaml.safe_dump(data, sort_keys=False))
+
+
 def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     """A recipe's keys over those of the recipe it extends. ``above``: those that extend it."""
     try:
@@ -217,7 +257,7 @@ def _guided(path: Path, value: Any) -> GuidanceSchedule:
         return GuidanceSchedule()
     if isinstance(value, dict) and len(value) == 1:
         first, timesteps = value.get("first"), value.get("timesteps")
-        if _is_whole(first) and first >= 0:
+        if first is not None and _is_whole(first) and first >= 0:
             return GuidanceSchedule(first=first)
         if isinstance(timesteps, list) and len(timesteps) == 2 and all(map(_is_number, timesteps)):
             low, high = map(float, timesteps)

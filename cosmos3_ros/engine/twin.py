@@ -100,6 +100,17 @@ def float32_twin(path: Path, out: Path) -> None:
     ir.save(model, out, external_data=f"{out.name}.data", size_threshold_bytes=_EXTERNAL_FROM_BYTES)
 
 
+def twin_bytes(path: Path) -> int:
+    """Bytes of the weights of an ONNX file's float32 twin."""
+    sizes = {ir.DataType.FLOAT8E4M3FN: 1, ir.DataType.INT64: 8}
+    values = ir.load(path).graph.initializers.values()
+    return sum(
+        sizes.get(value.dtype, 4) * int(np.prod(value.shape.numpy(), dtype=np.int64))
+        for value in values
+        if value.dtype is not None and value.shape is not None
+    )
+
+
 def _widen(value: ir.Value) -> None:
     if value.dtype in _WIDENED:
         value.dtype = ir.DataType.FLOAT

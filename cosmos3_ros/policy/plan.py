@@ -77,6 +77,7 @@ class Policy:
     """The policy mode of a bundle on one embodiment.
 
     Not thread-safe: one prompt or plan at a time. ``predict_frames`` may run beside them.
+    ``programs``: what the engine runs, by name (``cosmos3_ros.policy.program``).
     """
 
     def __init__(
@@ -95,7 +96,8 @@ class Policy:
         self._tokenizer = tokenizer
         self._prompt: Prompt | None = None
         self._unconditional_is_read = not any(contract.sampler.guided)
-        engine.prepare(programs(contract))
+        self.programs = programs(contract)
+        engine.prepare(self.programs)
         for buffer, array in constants(contract).items():
             engine.write(buffer, array)
 

@@ -1,0 +1,97 @@
+"""A folder appears whole or not at all, and one process at a time writes it."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cosmos3_ros.engine.export_folder import FolderError, require_space, whole_folder
+
+FULL = Path("/dev/full")
+
+
+def test_a_folder_is_there_when_it_is_whole(tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "bundle"
+    with whole_folder(out) as work:
+        (work / "graph").write_text("whole")
+        assert not out.exists()
+    assert [path.name for path in out.iterdir()] == ["graph"]
+    assert [path.name for path in out.parent.iterdir()] == ["bundle"]
+
+
+def test_the_earlier_folder_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    for text in ("first", "second"):
+        with whole_folder(out) as work:
+            (work / text).touch()
+            if text == "second":
+                assert (out / "first").exists()
+    assert [path.name for path in out.iterdir()] == ["second"]
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+@pytest.mark.parametrize("end", [RuntimeError, KeyboardInterrupt, SystemExit])
+def test_whatever_ends_the_writing_leaves_the_earlier_folder_alone(
+    end: type[BaseException], tmp_path: Path
+) -> None:
+    out = tmp_path / "bundle"
+    with whole_folder(out) as work:
+        (work / "first").touch()
+    with pytest.raises(end), whole_folder(out) as work:
+        (work / "second").touch()
+        raise end
+    assert [path.name for path in out.iterdir()] == ["first"]
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="no /dev/full on this machine")
+def test_a_full_disk_is_told_in_words_and_leaves_nothing(tmp_path: Path) -> None:
+    with (
+        pytest.raises(OSError, match="disk full while writing '.*bundle'; what was written of it"),
+        whole_folder(tmp_path / "bundle") as work,
+    ):
+        (work / "small").write_text("fits")
+        (work / "weights").symlink_to(FULL)
+        (work / "weights").write_bytes(b"does not")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_is_too_small_is_told_before_with_both_figures(tmp_path: Path) -> None:
+    free = shutil.disk_usage(tmp_path).free
+    require_space(tmp_path, free // 2)
+    with pytest.raises(OSError, match=r"\d+.\d GB are to be written .* has \d+.\d GB free; free"):
+        require_space(tmp_path, 2 * free)
+
+
+def test_a_second_writer_is_refused_and_the_first_is_not_disturbed(tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    with whole_folder(out) as work:
+        (work / "first").touch()
+        with pytest.raises(FolderError, match="bundle' is being written by another process; wait"):
+            with whole_folder(out):
+                raise AssertionError("two writers")
+        assert (work / "first").exists()
+    assert [path.name for path in out.iterdir()] == ["first"]
+    with whole_folder(out) as work:
+        (work / "second").touch()
+    assert [path.name for path in out.iterdir()] == ["second"]
+
+
+def test_what_a_killed_process_left_is_cleared_by_the_next(tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    script = (
+        "import os, signal, sys\nfrom pathlib import Path\n"
+        "from cosmos3_ros.engine.export_folder import whole_folder\n"
+        "with whole_folder(Path(sys.argv[1])) as work:\n"
+        "    (work / 'half').touch()\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    subprocess.run([sys.executable, "-c", script, str(out)], check=False)
+    assert [path.name for path in tmp_path.iterdir()] == [".bundle.partial"]
+    with whole_folder(out) as work:
+        (work / "whole").touch()
+    assert [path.name for path in out.iterdir()] == ["whole"]
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
