@@ -31,12 +31,15 @@ class Check:
     """Something to try: ``code`` is Python that prints what it found, or fails.
 
     ``remedy`` says what to install. A ``needed`` check is one the robot cannot do without.
+    ``absent``: how a failure begins that means that the thing is not there, besides a missing
+    Python package.
     """
 
     name: str
     code: str
     remedy: str
     needed: bool = False
+    absent: str = "ModuleNotFoundError:"
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,14 @@ print(f"{onnxruntime.__version__}, {', '.join(onnxruntime.get_available_provider
         """
 import tensorrt_rtx
 builder = tensorrt_rtx.Builder(tensorrt_rtx.Logger(tensorrt_rtx.Logger.ERROR))
-print(f"{tensorrt_rtx.__version__}, engines can be compiled")
+network = builder.create_network(0)
+x = network.add_input("x", tensorrt_rtx.float32, (4,))
+network.mark_output(network.add_identity(x).get_output(0))
+config = builder.create_builder_config()
+config.num_compute_capabilities = 1
+config.set_compute_capability(tensorrt_rtx.ComputeCapability.SM120, 0)
+assert builder.build_serialized_network(network, config) is not None, "it compiles nothing"
+print(f"{tensorrt_rtx.__version__}, compiles engines for compute capability 12.0")
 """,
         "for engines on an RTX GPU: pip install tensorrt-rtx-cu13",
     ),
@@ -126,9 +136,27 @@ print(f"{tensorrt_rtx.__version__}, engines can be compiled")
         """
 import tensorrt
 builder = tensorrt.Builder(tensorrt.Logger(tensorrt.Logger.ERROR))
-print(f"{tensorrt.__version__}, engines can be compiled")
+print(f"{tensorrt.__version__}, compiles engines for this machine's GPU")
 """,
         "for engines on a Jetson or a data-centre GPU: comes with JetPack or NVIDIA's packages",
+    ),
+    Check(
+        "CUDA",
+        """
+import sys
+from importlib.metadata import version
+from cuda.bindings import runtime
+_, driver = runtime.cudaDriverGetVersion()
+if not driver:
+    sys.exit(f"no CUDA driver; cuda-bindings {version('cuda-bindings')} is there")
+error, count = runtime.cudaGetDeviceCount()
+assert error == runtime.cudaError_t.cudaSuccess, error.name
+print(f"driver for CUDA {driver // 1000}.{driver % 1000 // 10}, {count} GPU in reach, "
+      f"cuda-bindings {version('cuda-bindings')}")
+""",
+        "to run engines: a GPU with NVIDIA's driver, and pip install cuda-bindings; compiling for "
+        "an RTX GPU needs neither",
+        absent="no CUDA driver",
     ),
     Check(
         "export",
@@ -199,7 +227,7 @@ def attempt(check: Check, *arguments: str) -> Finding:
     if done.returncode == 0:
         return Finding(check.name, True, _last_line(done.stdout))
     found = _last_line(done.stderr) or f"ended with code {done.returncode}"
-    absent = found.startswith("ModuleNotFoundError") and not check.needed
+    absent = found.startswith(("ModuleNotFoundError", check.absent)) and not check.needed
     if found.startswith("ModuleNotFoundError"):
         found = "not installed"
     return Finding(check.name, None if absent else False, found, check.remedy, check.needed)

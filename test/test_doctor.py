@@ -48,6 +48,23 @@ def test_what_is_not_installed_fails_where_it_is_needed() -> None:
     assert finding.needed
 
 
+def test_a_driver_that_is_not_there_is_none_and_said() -> None:
+    code = "import sys; sys.exit('no driver; the library is there')"
+    finding = attempt(Check("part", code, "buy one", absent="no driver"))
+    assert (finding.works, finding.found) == (None, "no driver; the library is there")
+    assert attempt(Check("part", code, "buy one")).works is False
+
+
+def test_what_compiles_and_runs_engines_is_said_for_this_machine() -> None:
+    checks = {check.name: check for check in doctor.CHECKS}
+    rtx, cuda = attempt(checks["TensorRT-RTX"]), attempt(checks["CUDA"])
+    assert rtx.works and "compiles engines for compute capability 12.0" in rtx.found
+    if shutil.which("nvidia-smi") is None:
+        assert cuda.works is None and cuda.found.startswith("no CUDA driver; cuda-bindings 13")
+    else:
+        assert cuda.works and "driver for CUDA" in cuda.found
+
+
 def test_library_that_breaks_is_told_from_one_that_is_absent() -> None:
     finding = attempt(Check("part", "raise RuntimeError('no such device')", "buy one"))
     assert (finding.works, finding.found) == (False, "RuntimeError: no such device")
@@ -116,7 +133,7 @@ def test_bundle_is_opened_and_a_changed_byte_is_found(tiny: Exported, tmp_path: 
     check = Check("bundle", doctor.BUNDLE_CODE, "export it again", needed=True)
     good = attempt(check, str(tiny.bundle.path))
     assert good.works, good.found
-    assert "4 graphs open" in good.found
+    assert "5 graphs open" in good.found
     copy = shutil.copytree(tiny.bundle.path, tmp_path / "copy")
     with (copy / "denoise.onnx").open("r+b") as file:
         file.seek(1000)

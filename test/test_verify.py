@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from bundles import ENGINES, Exported
+from bundles import ENGINES, SIM_PANDA, Exported, exported
 
 from cosmos3_ros import verify_command
 from cosmos3_ros.cli import main
 from cosmos3_ros.engine.bundle import MANIFEST, file_sha256
+from cosmos3_ros.engine.export_model import make_components, open_components
 from cosmos3_ros.engine.recipe import RECIPE, load_recipe, save_recipe
 
 OUTPUTS = (
@@ -28,8 +30,8 @@ OUTPUTS = (
 )
 
 
-def verify(exported: Exported, *arguments: str, bundle: Path | None = None) -> int:
-    return main(["verify", str(bundle or exported.bundle.path), *arguments])
+def verify(made: Exported, *arguments: str, bundle: Path | None = None) -> int:
+    return main(["verify", str(bundle or made.bundle.path), *arguments])
 
 
 def verdicts(output: str) -> dict[str, str]:
@@ -92,9 +94,7 @@ def test_everything_in_fp4_is_a_miss_on_random_weights(
     recipe.write_text(
         f"name: all_fp4\nextends: {ENGINES / 'tiny_nvfp4.yaml'}\nquantisation: {{keep: []}}\n"
     )
-    out = str(tmp_path / "bundle")
-    assert main(["export", str(recipe), "--out", out]) == 0
-    assert main(["verify", out]) == 1
+    assert verify(exported(recipe, SIM_PANDA)) == 1
     found = verdicts(capsys.readouterr().out)
     assert found["denoise latent_velocity"] == "MISS"
     assert found["text keys"] == "ok"
@@ -109,6 +109,24 @@ def test_a_bundle_of_unknown_weights_plans_and_says_that_parity_was_not_checked(
     output = capsys.readouterr().out
     assert "16 rows x 8, all finite" in output
     assert "parity   not checked: give --checkpoint DIR" in output
+
+
+def test_a_bundle_of_a_checkpoint_is_compared_where_the_checkpoint_is_given(
+    tiny: Exported, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle, checkpoint = tmp_path / "bundle", tmp_path / "checkpoint"
+    shutil.copytree(tiny.bundle.path, bundle)
+    parts = make_components(tiny.recipe, None)
+    for name in ("transformer", "vae", "scheduler"):
+        getattr(parts, name).save_pretrained(checkpoint / name)
+    # The same weights, as if they had been exported from this folder.
+    recipe = replace(tiny.recipe, model=replace(tiny.recipe.model, random_seed=None))
+    save_recipe(recipe, bundle / RECIPE)
+    rehash(bundle, RECIPE, source_sha256=open_components(recipe, checkpoint).source_sha256)
+    assert verify(tiny, bundle=bundle) == 0
+    assert "parity   not checked: give --checkpoint DIR" in capsys.readouterr().out
+    assert verify(tiny, "--checkpoint", str(checkpoint), bundle=bundle) == 0
+    assert verdicts(capsys.readouterr().out) == dict.fromkeys(OUTPUTS, "ok")
 
 
 def test_a_recipe_of_other_weights_is_refused(
@@ -145,8 +163,8 @@ def test_a_recipe_is_kept_in_one_file_whatever_it_extends(
     assert "extends" not in (tmp_path / RECIPE).read_text()
 
 
-def rehash(bundle: Path, name: str) -> None:
-    manifest = json.loads((bundle / MANIFEST).read_text())
+def rehash(bundle: Path, name: str, **changes: str) -> None:
+    manifest = json.loads((bundle / MANIFEST).read_text()) | changes
     manifest["files"][name] = file_sha256(bundle / name)
     (bundle / MANIFEST).write_text(json.dumps(manifest))
 

@@ -20,12 +20,14 @@ def open_backend(
     backend: str,
     threads: int,
     rebuild: bool = False,
+    cuda_graphs: bool = True,
     report: Callable[[str], None] = print,
 ) -> Engine:
     """An engine over every graph of a bundle.
 
     ``threads``: CPU threads a graph, for onnxruntime (0: one a core). ``rebuild``: compile engines
-    that are missing or do not fit, for TensorRT. ``report`` is told what takes time or memory.
+    that are missing or do not fit, for TensorRT. ``cuda_graphs``: replay programs as CUDA graphs,
+    there too. ``report`` is told what takes time or memory.
     Raises BackendError for a backend that cannot be had, BundleError for a bundle that the backend
     cannot run, EngineError for what else keeps TensorRT from running it.
     """
@@ -36,7 +38,7 @@ def open_backend(
     if backend in TENSORRT_BACKENDS:
         from cosmos3_ros.engine.tensorrt_engine import open_engine
 
-        return open_engine(bundle, backend, rebuild, report=report)
+        return open_engine(bundle, backend, rebuild, cuda_graphs, report)
     try:
         from cosmos3_ros.engine.onnx_engine import OnnxEngine
     except ImportError as error:

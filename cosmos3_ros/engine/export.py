@@ -123,8 +123,8 @@ def export(
     """Write the bundle of a recipe to ``out`` and return it.
 
     The folder appears whole or not at all; an earlier bundle there is replaced at the end. Raises
-    RecipeError, FolderError where another export is writing this folder, and OSError where it
-    cannot be written or the disk has too little room.
+    RecipeError where recipe, robot and checkpoint do not fit, FolderError where another export is
+    writing this folder or the disk has too little room.
     """
     if out.exists() and not (out / MANIFEST).is_file():
         raise RecipeError(f"'{out}' exists and is no bundle; name another folder for the bundle")

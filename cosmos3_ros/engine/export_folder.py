@@ -14,7 +14,7 @@ _LOCK = ".lock"
 
 
 class FolderError(ValueError):
-    """A folder cannot be written now."""
+    """A folder cannot be written now: it is being written, or the disk has no room for it."""
 
 
 @contextmanager
@@ -23,13 +23,13 @@ def whole_folder(out: Path) -> Iterator[Path]:
 
     What was at ``out`` is there until then; after an error nothing is left of the new one. What a
     killed process left half written is cleared by the next. Raises FolderError where another
-    process is writing this folder, OSError where the disk is full or not writable.
+    process is writing this folder and where the disk fills up.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     work = out.parent / f".{out.name}.partial"
     work.mkdir(exist_ok=True)
     with (work / _LOCK).open("w") as lock:
-        _acquire(lock.fileno(), work, out)
+        _acquire(lock.fileno(), out)
         try:
             _clear(work)
             yield work
@@ -38,8 +38,7 @@ def whole_folder(out: Path) -> Iterator[Path]:
         except BaseException as error:
             shutil.rmtree(work, ignore_errors=True)
             if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-                raise OSError(
-                    errno.ENOSPC,
+                raise FolderError(
                     f"disk full while writing '{out}'; what was written of it is removed: free "
                     "some space, or name a folder on another disk",
                 ) from error
@@ -47,17 +46,16 @@ def whole_folder(out: Path) -> Iterator[Path]:
 
 
 def require_space(folder: Path, size: int) -> None:
-    """Raises OSError with both figures where a disk has no room for so many bytes."""
+    """Raises FolderError with both figures where a disk has no room for so many bytes."""
     free = shutil.disk_usage(folder).free
     if size > free:
-        raise OSError(
-            errno.ENOSPC,
+        raise FolderError(
             f"{size / 1e9:.1f} GB are to be written and the disk of '{folder}' has "
             f"{free / 1e9:.1f} GB free; free some, or name a folder on another disk",
         )
 
 
-def _acquire(descriptor: int, work: Path, out: Path) -> None:
+def _acquire(descriptor: int, out: Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         # Whoever held it may have finished between our opening and locking: then it is no lock.

@@ -100,8 +100,8 @@ def trace(
 def write(traced: Traced, folder: Path, progress: Callable[[int], None]) -> None:
     """Write a graph and its weights, one tensor in memory at a time.
 
-    ``progress`` is called with the bytes just written. Raises RecipeError for weights that cannot
-    be written, OSError where the disk is full.
+    ``progress`` is called with the bytes just written. Raises RecipeError for a weight that is not
+    finite, or too large for its type.
     """
     if traced.weights or traced.converts:
         with (folder / traced.data).open("wb") as stream:

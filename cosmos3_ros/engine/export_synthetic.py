@@ -41,7 +41,7 @@ def write_checkpoint(
     """Write a BF16 checkpoint in diffusers' layout: transformer, VAE, tokenizer, scheduler.
 
     ``progress`` is told the bytes written and those to be written. The folder appears whole or not
-    at all. Raises OSError where the disk has too little room.
+    at all. Raises FolderError where the disk has too little room.
     """
     z_dim = recipe.model.vae["z_dim"]
     vae_config = {"latents_mean": [0.0] * z_dim, "latents_std": [1.0] * z_dim, **recipe.model.vae}

@@ -24,8 +24,8 @@ from onnx import TensorProto, shape_inference
 
 LINEAR, ATTENTION, CONVOLUTION = "linear", "attention", "convolution"
 # What a linear layer's weights are in; the others are as the graph is.
-_QUANTISED = {TensorProto.FLOAT8E4M3FN: "fp8", TensorProto.FLOAT4E2M1: "nvfp4"}
-_BITS = {
+_QUANTISED: dict[int, str] = {TensorProto.FLOAT8E4M3FN: "fp8", TensorProto.FLOAT4E2M1: "nvfp4"}
+_BITS: dict[int, int] = {
     TensorProto.FLOAT4E2M1: 4,
     TensorProto.FLOAT8E4M3FN: 8,
     TensorProto.UINT8: 8,

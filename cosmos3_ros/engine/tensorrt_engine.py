@@ -363,30 +363,35 @@ class TensorrtEngine:
     def _capture(self, prepared: Prepared) -> Any:
         """The whole program as one CUDA graph. Raises EngineError where it cannot be captured."""
         cuda, stream = self._cuda, prepared.stream.handle
-        for context, _ in prepared.bound:
-            capturable = getattr(context, "is_stream_capturable", None)
-            if capturable is not None and not capturable(int(stream)):
-                raise EngineError(self._failure(prepared, "cannot be captured as a CUDA graph"))
-        mode = cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        self._do(cuda.cudaStreamBeginCapture(stream, mode))
         try:
-            self._enqueue(prepared)
-        except BaseException:
-            # Ends the capture, without which the stream is of no use.
-            cuda.cudaStreamEndCapture(stream)
-            raise
-        graph = self._do(cuda.cudaStreamEndCapture(stream))
-        try:
-            return self._do(cuda.cudaGraphInstantiate(graph, 0))
-        finally:
-            cuda.cudaGraphDestroy(graph)
+            for context, _ in prepared.bound:
+                capturable = getattr(context, "is_stream_capturable", None)
+                if capturable is not None and not capturable(int(stream)):
+                    raise EngineError(self._failure(prepared, "has an engine that forbids it"))
+            mode = cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+            self._do(cuda.cudaStreamBeginCapture(stream, mode))
+            try:
+                self._enqueue(prepared)
+            except BaseException:
+                # Ends the capture, without which the stream is of no use.
+                cuda.cudaStreamEndCapture(stream)
+                raise
+            graph = self._do(cuda.cudaStreamEndCapture(stream))
+            try:
+                return self._do(cuda.cudaGraphInstantiate(graph, 0))
+            finally:
+                cuda.cudaGraphDestroy(graph)
+        except EngineError as error:
+            raise EngineError(
+                f"program '{prepared.name}' cannot be captured as a CUDA graph: {error}; set "
+                "engine_cuda_graphs to false to run it without one, which is slower"
+            ) from error
 
     def _failure(self, prepared: Prepared, what: str) -> str:
         return (
             f"bundle '{self._bundle.path}': program '{prepared.name}' {what} on "
             f"{self._target.backend} {self._target.version} "
-            f"({'; '.join(self._errors) or 'it does not say why'}); without CUDA graphs "
-            "(cuda_graphs: false) it runs slower"
+            f"({'; '.join(self._errors) or 'it does not say why'})"
         )
 
     def _staging(self, buffer: str) -> tuple[int, np.ndarray]:

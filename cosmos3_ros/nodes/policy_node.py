@@ -55,6 +55,12 @@ class PolicyParameters:
     threads: int = parameter(
         0, "CPU threads of the engine; 0: one a core.", "threads", minimum=0, maximum=256
     )
+    engine_rebuild: bool = parameter(
+        False, "TensorRT: compile engines that are missing or do not fit, which takes minutes."
+    )
+    engine_cuda_graphs: bool = parameter(
+        True, "TensorRT: replay each plan as one CUDA graph; without is slower."
+    )
     embodiment: str = parameter("", "Embodiment name or file; empty: the bundle's own.")
     joint_names: tuple[str, ...] = parameter(
         (), "The robot's arm joints in channel order; empty: the embodiment's."
@@ -126,7 +132,14 @@ class PolicyNode(ManagedNode):
                 f"parameter 'predicted_frame_rows' is {parameters.predicted_frame_rows}, the "
                 f"bundle decodes {last_frame} frames; expected no more"
             )
-        engine = open_backend(self._bundle, parameters.backend, parameters.threads)
+        engine = open_backend(
+            self._bundle,
+            parameters.backend,
+            parameters.threads,
+            rebuild=parameters.engine_rebuild,
+            cuda_graphs=parameters.engine_cuda_graphs,
+            report=self.get_logger().info,
+        )
         self.until_cleaned_up(engine.close)
         tokenizer = Tokenizer.from_file(str(self._bundle.path / TOKENIZER))
         self._policy = Policy(contract, embodiment, engine, tokenizer)

@@ -212,17 +212,29 @@ def test_an_interrupted_compile_leaves_nothing_that_loads(
             assert process.poll() is None, process.stderr.read() if process.stderr else ""
             time.sleep(0.01)
         builder = builder_of(process)
+        # Stopped, so that it does not end by itself; half a file is there.
+        builder.suspend()
+        half = fresh.path / ".frame.engine.partial"
+        half.write_bytes(b"half")
         process.send_signal(stop)
         _, said = process.communicate(timeout=30)
     assert process.returncode == (1 if stop == signal.SIGINT else -signal.SIGKILL)
     assert (said.count("\n") == 1 and "interrupted" in said) or stop == signal.SIGKILL
-    psutil.wait_procs([builder], timeout=10)
-    assert not builder.is_running() or builder.status() == psutil.STATUS_ZOMBIE
+    gone, _ = psutil.wait_procs([builder], timeout=10)
+    if not gone:
+        builder.kill()
+    assert gone
     # What was complete stays; of the other nothing has its name.
-    assert engines_of(fresh) - {".frame.engine.partial"} == {"step.engine", "step.engine.json"}
+    left = {half.name} if stop == signal.SIGKILL else set()
+    assert engines_of(fresh) == {"step.engine", "step.engine.json", *left}
     assert mismatch(fresh, fresh.manifest.graphs["step"].parts[0], target) == ""
     with pytest.raises(EngineMismatch):
         require_engines(fresh, target)
+    assert [part.skipped for part in compile_bundle(fresh, target, ["step", "frame"])] == [
+        True,
+        False,
+    ]
+    assert not half.exists()
 
 
 def test_a_builder_that_crashes_is_one_line(fresh: Bundle) -> None:

@@ -12,7 +12,7 @@ import time
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx
@@ -84,7 +84,7 @@ def from_checkpoint(folder: Path, **changes: object) -> Path:
 
 
 def test_a_checkpoint_gives_the_bundle_its_weights_would(
-    checkpoint: Path, tiny: Exported, tmp_path: Path
+    checkpoint: Path, text_only: None, tiny: Exported, tmp_path: Path
 ) -> None:
     recipe = load_recipe(from_checkpoint(tmp_path))
     bundle = export(recipe, body_of(tiny.embodiment), tmp_path / "kept", checkpoint)
@@ -98,7 +98,7 @@ def test_a_checkpoint_gives_the_bundle_its_weights_would(
     assert np.abs(ours["keys"] - expected["keys"]).max() < 1e-6
 
 
-@pytest.mark.parametrize("last_step", ["model", "text", "text.onnx", "manifest"])
+@pytest.mark.parametrize("last_step", ["model", "manifest"])
 def test_an_interrupted_export_leaves_nothing_and_keeps_the_earlier_bundle(
     last_step: str, text_only: None, tiny: Exported, tmp_path: Path
 ) -> None:
@@ -129,6 +129,7 @@ def test_an_export_that_is_asked_to_stop_says_so_in_one_line_and_leaves_nothing(
         deadline = time.monotonic() + 60
         while not (tmp_path / ".bundle.partial").exists() and time.monotonic() < deadline:
             time.sleep(0.05)
+        time.sleep(0.5)  # well within the export
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
     finally:
@@ -147,7 +148,7 @@ def test_a_disk_that_fills_up_while_weights_are_written_leaves_nothing(
         if step == "text.onnx" and not written:
             data.symlink_to("/dev/full")
 
-    with pytest.raises(OSError, match="disk full while writing '.*bundle'"):
+    with pytest.raises(FolderError, match="disk full while writing '.*bundle'"):
         export(tiny.recipe, body_of(tiny.embodiment), tmp_path / "bundle", progress=fill_up)
     assert not list(tmp_path.iterdir())
 
@@ -158,7 +159,7 @@ def test_a_disk_without_room_is_told_before_a_weight_is_written(
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
     steps = []
-    with pytest.raises(OSError, match=r"0.0 GB are to be written .* has 0.0 GB free"):
+    with pytest.raises(FolderError, match=r"0.0 GB are to be written .* has 0.0 GB free"):
         export(
             tiny.recipe,
             body_of(tiny.embodiment),
@@ -196,7 +197,7 @@ def test_progress_counts_every_byte_of_the_weights(
 class ManyWeights:
     """A source of weights that makes each when it is asked for."""
 
-    shapes = {f"weight_{index}": (256, 1024) for index in range(32)}
+    shapes: ClassVar = {f"weight_{index}": (256, 1024) for index in range(32)}
 
     def read(self, name: str) -> np.ndarray:
         return np.full((256, 1024), int(name.rpartition("_")[2]), np.float32)
@@ -317,7 +318,7 @@ def test_bf16_graphs_are_made_and_refused_by_a_cpu_that_cannot_run_them(
     assert graphs["denoise"].inputs["latents"].type == "float32"
     assert graphs["image"].outputs["latent"].type == "float32"
     assert graphs["frame"].outputs["frames"].type == "uint8"
-    with pytest.raises(BundleError, match="cannot run the text graph in bf16 on this CPU"):
+    with pytest.raises(BundleError, match="cannot run text.onnx in bf16 on this CPU"):
         open_backend(tiny_bf16.bundle, "onnxruntime", 1)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cosmos3_ros.engine.export_folder import FolderError, require_space, whole_folder
+from cosmos3_ros.engine.export_folder import FolderError, _acquire, require_space, whole_folder
 
 FULL = Path("/dev/full")
 
@@ -51,7 +51,9 @@ def test_whatever_ends_the_writing_leaves_the_earlier_folder_alone(
 @pytest.mark.skipif(not FULL.exists(), reason="no /dev/full on this machine")
 def test_a_full_disk_is_told_in_words_and_leaves_nothing(tmp_path: Path) -> None:
     with (
-        pytest.raises(OSError, match="disk full while writing '.*bundle'; what was written of it"),
+        pytest.raises(
+            FolderError, match="disk full while writing '.*bundle'; what was written of it"
+        ),
         whole_folder(tmp_path / "bundle") as work,
     ):
         (work / "small").write_text("fits")
@@ -63,7 +65,9 @@ def test_a_full_disk_is_told_in_words_and_leaves_nothing(tmp_path: Path) -> None
 def test_a_disk_that_is_too_small_is_told_before_with_both_figures(tmp_path: Path) -> None:
     free = shutil.disk_usage(tmp_path).free
     require_space(tmp_path, free // 2)
-    with pytest.raises(OSError, match=r"\d+.\d GB are to be written .* has \d+.\d GB free; free"):
+    with pytest.raises(
+        FolderError, match=r"\d+.\d GB are to be written .* has \d+.\d GB free; free"
+    ):
         require_space(tmp_path, 2 * free)
 
 
@@ -71,14 +75,21 @@ def test_a_second_writer_is_refused_and_the_first_is_not_disturbed(tmp_path: Pat
     out = tmp_path / "bundle"
     with whole_folder(out) as work:
         (work / "first").touch()
-        with pytest.raises(FolderError, match="bundle' is being written by another process; wait"):
-            with whole_folder(out):
-                raise AssertionError("two writers")
+        refusal = pytest.raises(FolderError, match="bundle' is being written by another process;")
+        with refusal, whole_folder(out):
+            raise AssertionError("two writers")
         assert (work / "first").exists()
     assert [path.name for path in out.iterdir()] == ["first"]
     with whole_folder(out) as work:
         (work / "second").touch()
     assert [path.name for path in out.iterdir()] == ["second"]
+
+
+def test_the_lock_of_a_writer_that_has_just_finished_is_no_lock(tmp_path: Path) -> None:
+    with (tmp_path / "lock").open("w") as lock:
+        (tmp_path / "lock").unlink()
+        with pytest.raises(FolderError, match="bundle' is being written by another process"):
+            _acquire(lock.fileno(), tmp_path / "bundle")
 
 
 def test_what_a_killed_process_left_is_cleared_by_the_next(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ values = st.floats(-1e6, 1e6, width=32, allow_subnormal=False)
 weights = arrays(
     np.float32, st.tuples(st.integers(1, 5), st.sampled_from([16, 48])), elements=values
 )
-widths = {"q": 0.5, "k": 3.0, "o": 2.0}
+ranges = {"q": 3.0, "k": 0.5, "o": 2.0}
 
 
 class Layer(nn.Module):
@@ -76,8 +76,8 @@ def exported(dtype: torch.dtype = torch.bfloat16, width: int = 64) -> ir.Model:
 def quantised(format: str, path: Path) -> ir.Model:
     """A quantised graph with its weights, as the export writes it."""
     model = exported()
-    stock = {name: data(model, f"{name}.weight").astype(np.float32) for name in widths}
-    converts = quantise(model, {f"{n}.weight": largest for n, largest in widths.items()}, format)
+    stock = {name: data(model, f"{name}.weight").astype(np.float32) for name in ranges}
+    converts = quantise(model, {f"{n}.weight": largest for n, largest in ranges.items()}, format)
     for name, convert in converts.items():
         for made, array in convert(stock[name.removesuffix(".weight")]).items():
             value = model.graph.initializers[made]
@@ -146,9 +146,19 @@ def test_zeros_stay_zeros_and_nothing_becomes_nan(zero: str) -> None:
     weight = np.random.default_rng(0).standard_normal((4, 32)).astype(np.float32)
     hidden = {"a row": np.s_[1], "a block": np.s_[2, 16:], "everything": np.s_[:]}[zero]
     weight[hidden] = 0
-    for restored in (restored_fp8(weight), nvfp4_dequantised(*nvfp4_weight(weight))):
+    with np.errstate(divide="raise", invalid="raise"):
+        both = restored_fp8(weight), nvfp4_dequantised(*nvfp4_weight(weight))
+    for restored in both:
         assert np.isfinite(restored).all()
         assert (restored[hidden] == 0).all()
+
+
+def test_what_exceeds_a_coarse_scale_saturates() -> None:
+    # Two bits of mantissa round 1.1 down to 1: the largest is 1.1 * 448 then.
+    weight = np.full((1, 16), 1.1 * 448, np.float32)
+    quantised, scale = fp8_weight(weight, np.dtype(ml_dtypes.float8_e5m2))
+    assert scale.astype(np.float32).tolist() == [1.0]
+    assert (quantised.astype(np.float32) == 448).all()
 
 
 def test_a_row_of_tiny_weights_keeps_its_precision_beside_a_large_one() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 from builtin_interfaces.msg import Time
 from bundles import Exported
+from host_cuda import HostCuda
 from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import TransitionCallbackReturn
@@ -25,6 +27,9 @@ from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import Float64, String
 
+from cosmos3_ros.engine.bundle import load_bundle
+from cosmos3_ros.engine.compile import find_target
+from cosmos3_ros.engine.engine_key import require_engines
 from cosmos3_ros.msg import ActionChunk, PolicyStatus
 from cosmos3_ros.nodes.images import image_message
 from cosmos3_ros.nodes.parameters import qos_profile
@@ -560,6 +565,52 @@ def test_a_bundle_with_a_changed_byte_leaves_the_node_unconfigured(
     world = make_world(bundle=str(bundle))
     assert world.transition("configure") == TransitionCallbackReturn.FAILURE
     assert "denoise.onnx has SHA-256" in capfd.readouterr().err
+
+
+@pytest.fixture
+def pretended_gpu(monkeypatch: pytest.MonkeyPatch) -> HostCuda:
+    """CUDA in host memory: a GPU of compute capability 12.0 that loads no engine."""
+    cuda = HostCuda()
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", cuda)
+    return cuda
+
+
+@pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="an NVIDIA driver is here")
+def test_a_backend_without_its_driver_leaves_the_node_unconfigured(
+    make_world: Callable[..., World], capfd: pytest.CaptureFixture[str]
+) -> None:
+    world = make_world(backend="tensorrt_rtx")
+    assert world.transition("configure") == TransitionCallbackReturn.FAILURE
+    assert "not configured: no CUDA driver found for backend" in capfd.readouterr().err
+
+
+def test_an_engine_that_does_not_fit_leaves_the_node_unconfigured_with_the_command_that_mends_it(
+    make_world: Callable[..., World], pretended_gpu: HostCuda, capfd: pytest.CaptureFixture[str]
+) -> None:
+    world = make_world(backend="tensorrt_rtx")
+    assert world.transition("configure") == TransitionCallbackReturn.FAILURE
+    refused = [line for line in capfd.readouterr().err.splitlines() if "not configured: " in line]
+    assert len(refused) == 1
+    assert "text.engine is missing; run: cosmos3 compile " in refused[0]
+    assert refused[0].endswith("--backend tensorrt_rtx --compute-capability 12.0")
+
+
+def test_engines_are_compiled_before_they_are_loaded_where_that_is_asked(
+    make_world: Callable[..., World],
+    pretended_gpu: HostCuda,
+    tiny: Exported,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    bundle = load_bundle(shutil.copytree(tiny.bundle.path, tmp_path / "bundle"))
+    world = make_world(backend="tensorrt_rtx", bundle=str(bundle.path), engine_rebuild=True)
+    assert world.transition("configure") == TransitionCallbackReturn.FAILURE
+    said = capfd.readouterr().err
+    assert said.count("was compiled again") == 5
+    require_engines(bundle, find_target("tensorrt_rtx", "12.0"))
+    if shutil.which("nvidia-smi") is None:
+        assert "cannot load text.engine" in said
+    assert pretended_gpu.leftovers == 0
 
 
 def test_transitions_may_be_driven_back_to_back(make_world: Callable[..., World]) -> None:
