@@ -76,7 +76,11 @@ def way(recipe: Path, precision: str, checkpoint: Path, folder: Path) -> dict[st
     variant = recipe.with_name(f"{recipe.stem}_{precision}.yaml")
     if not variant.is_file():
         variant = folder / variant.name
-        settings: dict[str, Any] = {"name": variant.stem, "extends": str(recipe), "precision": precision}
+        settings: dict[str, Any] = {
+            "name": variant.stem,
+            "extends": str(recipe),
+            "precision": precision,
+        }
         if precision in QUANTISED:
             settings["quantisation"] = {"ranges": RANGES}
         variant.write_text(yaml.safe_dump(settings))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -18,12 +17,14 @@ def test_a_tiny_checkpoint_becomes_a_bundle_and_engines_which_are_measured_and_r
     out = tmp_path / "bench_engine.json"
     words = ["engine", "--shape", "tiny", "--precision", "nvfp4", "--out", str(out)]
     assert bench.main(words) == 0
-    assert os.listdir(tmp_path) == [out.name]
+    assert list(tmp_path.iterdir()) == [out]
     found = json.loads(out.read_text())["tiny"]
     engines = {f"{graph}.engine" for graph in ("text", "image", "denoise", "step", "frame")}
     assert found["nvfp4"]["compile"].keys() == engines
     for measured in (found["checkpoint"], found["nvfp4"]["export"]):
-        assert measured["seconds"] > 0.5 and measured["peak_bytes"] > 1e8 and measured["bytes"] > 1e5
+        assert (
+            measured["seconds"] > 0.5 and measured["peak_bytes"] > 1e8 and measured["bytes"] > 1e5
+        )
     printed = capsys.readouterr().out
     assert printed.count("| tiny | nvfp4 | compile ") == 5
 

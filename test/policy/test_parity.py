@@ -8,17 +8,13 @@ import numpy as np
 import pytest
 import torch
 from bundles import Exported
-from diffusers import Cosmos3OmniPipeline
-from diffusers.pipelines.cosmos.pipeline_cosmos3_omni import (
-    CosmosActionCondition,
-    get_3d_mrope_ids_vae_tokens,
-)
-from PIL import Image
 from tokenizers import Tokenizer
 
 from cosmos3_ros.engine.backends import open_backend
 from cosmos3_ros.engine.export import make_sampler
 from cosmos3_ros.engine.export_model import Components, make_components
+from cosmos3_ros.engine.export_pipeline import stock_pipeline, stock_policy
+from cosmos3_ros.engine.export_reference import stock_velocity
 from cosmos3_ros.engine.parts import run_graph
 from cosmos3_ros.engine.session import TEXT_PADDING_BIAS
 from cosmos3_ros.policy.embodiment import load_embodiment
@@ -32,19 +28,6 @@ INSTRUCTION = "pick up the red cube"
 
 def components_of(exported: Exported) -> Components:
     return make_components(exported.recipe, None)
-
-
-def stock_pipeline(components: Components) -> Cosmos3OmniPipeline:
-    pipeline = Cosmos3OmniPipeline(
-        transformer=components.transformer,
-        text_tokenizer=components.tokenizer,
-        vae=components.vae,
-        scheduler=components.scheduler,
-        enable_safety_checker=False,
-        default_use_system_prompt=False,
-    )
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
 
 
 def policy_of(exported: Exported, **sampler: float) -> Policy:
@@ -91,22 +74,10 @@ def test_a_plan_equals_the_stock_pipeline(
     contract, view = policy.contract, policy.embodiment.cameras[0]
     image = picture(view.width, view.height)
 
-    stock = stock_pipeline(components_of(exported))(
-        prompt=INSTRUCTION,
-        action=CosmosActionCondition(
-            mode="policy",
-            chunk_size=contract.chunk,
-            domain_name="droid_lerobot",
-            resolution_tier=256,
-            image=Image.fromarray(image),
-            view_point=policy.embodiment.view_point,
-        ),
-        fps=contract.fps,
-        num_inference_steps=steps,
-        guidance_scale=guidance,
-        generator=torch.Generator().manual_seed(7),
-        output_type="latent",
+    run = stock_policy(
+        components_of(exported), contract, 256, "droid_lerobot", policy.embodiment.view_point
     )
+    video, action = run(INSTRUCTION, image, 7, False)
     # The pipeline draws the video's noise first and the actions' after it.
     generator = torch.Generator().manual_seed(7)
     noise = Noise(
@@ -120,9 +91,9 @@ def test_a_plan_equals_the_stock_pipeline(
     )
 
     rows = policy.embodiment.to_model(plan.rows)
-    assert plan.latents.shape == tuple(stock.video.shape)
-    assert np.abs(rows - stock.action[0].numpy()).max() < TOLERANCE
-    assert np.abs(plan.latents - stock.video.numpy()).max() < TOLERANCE
+    assert plan.latents.shape == video.shape
+    assert np.abs(rows - action).max() < TOLERANCE
+    assert np.abs(plan.latents - video).max() < TOLERANCE
     assert np.abs(plan.latents[:, :, 1:] - noise.latents[:, :, 1:]).max() > 0.01
 
 
@@ -153,47 +124,11 @@ def test_state_row_and_committed_rows_equal_the_stock_transformer(
     out = run_graph(engine, tiny.bundle.manifest.graphs, "denoise", feeds)
     ours = out["latent_velocity"], out["row_velocity"]
 
-    length, (frames, height, width) = len(ids), contract.grid
-    video = frames * height * width
-    offset = length + 15000
-    video_position, _ = get_3d_mrope_ids_vae_tokens(frames, height, width, offset, fps=contract.fps)
-    # A state row stands at frame 0, where the pipeline's first action row stands at frame 1.
-    row_position, _ = get_3d_mrope_ids_vae_tokens(
-        contract.rows,
-        1,
-        1,
-        offset,
-        fps=contract.fps,
-        temporal_compression_factor=1,
-        base_temporal_compression_factor=4,
-        start_frame_offset=0,
+    latent_velocity, row_velocity = stock_velocity(
+        components, contract, ids, noise.latents, noise.rows, noisy, timestep
     )
-    text_position = torch.arange(length).float().expand(3, -1)
-    video_index = torch.arange(length, length + video)
-    row_index = torch.arange(length + video, length + video + contract.rows)
-    latent_velocity, _, row_velocity = components.transformer(
-        input_ids=torch.tensor(ids),
-        text_indexes=torch.arange(length),
-        position_ids=torch.cat([text_position, video_position, row_position], 1),
-        und_len=length,
-        sequence_length=length + video + contract.rows,
-        vision_tokens=[torch.from_numpy(noise.latents)],
-        vision_token_shapes=[contract.grid],
-        vision_sequence_indexes=video_index,
-        vision_mse_loss_indexes=video_index[height * width :],
-        vision_timesteps=torch.full((video - height * width,), timestep),
-        vision_noisy_frame_indexes=[torch.arange(1, frames)],
-        action_tokens=[torch.from_numpy(noise.rows)],
-        action_token_shapes=[(contract.rows, 1, 1)],
-        action_sequence_indexes=row_index,
-        action_mse_loss_indexes=row_index[clean:],
-        action_timesteps=torch.full((contract.rows - clean,), timestep),
-        action_noisy_frame_indexes=[torch.arange(clean, contract.rows)],
-        action_domain_ids=[torch.tensor([contract.domain_id])],
-        return_dict=False,
-    )
-    assert np.abs(ours[0][0] - latent_velocity[0].numpy()).max() < TOLERANCE
-    assert np.abs(ours[1] - row_velocity[0].numpy()).max() < TOLERANCE
+    assert np.abs(ours[0] - latent_velocity).max() < TOLERANCE
+    assert np.abs(ours[1] - row_velocity).max() < TOLERANCE
     assert np.abs(ours[1][clean:]).max() > 0.01
 
 
