@@ -65,6 +65,8 @@ def test_every_tensor_is_of_the_size_that_keeps_activations_finite(
     assert domain.std() == pytest.approx(64**-0.5, rel=0.1)
     rows = linear[:, :8]
     assert len(np.unique(rows, axis=0)) == len(rows)
+    other = weights.read("layers.1.mlp_moe_gen.down_proj.weight").astype(np.float32)
+    assert (linear != other).mean() > 0.9
     keys = stock_text(make_components(recipe, checkpoint), list(range(40)))["keys"]
     assert np.isfinite(keys).all() and 0.1 < keys.std() < 10
 
