@@ -32,5 +32,5 @@ def test_a_tiny_checkpoint_becomes_a_bundle_and_engines_which_are_measured_and_r
 def test_a_step_that_fails_ends_the_benchmark_with_what_it_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(bench_engine.StepFailed, match=r"exit code 1: .*'nothing' has no manifest"):
+    with pytest.raises(bench_engine.StepFailed, match=r"exit code 1: .*nothing' has no manifest"):
         bench_engine.step("verify", tmp_path / "nothing")
