@@ -12,6 +12,7 @@ from diffusers.pipelines.cosmos.pipeline_cosmos3_omni import CosmosActionConditi
 from PIL import Image
 
 from cosmos3_ros.engine.export_model import Components, make_components
+from cosmos3_ros.engine.export_pipeline import stock_pipeline
 from cosmos3_ros.engine.export_reference import (
     Start,
     stock_frames,
@@ -30,16 +31,7 @@ def components(even_grid: Exported) -> Components:
 
 @pytest.fixture(scope="module")
 def pipeline(components: Components) -> Cosmos3OmniPipeline:
-    made = Cosmos3OmniPipeline(
-        transformer=components.transformer,
-        text_tokenizer=components.tokenizer,
-        vae=components.vae,
-        scheduler=components.scheduler,
-        enable_safety_checker=False,
-        default_use_system_prompt=False,
-    )
-    made.set_progress_bar_config(disable=True)
-    return made
+    return stock_pipeline(components)
 
 
 @pytest.fixture

@@ -460,11 +460,8 @@ def test_a_bag_that_loops_onto_the_same_stamp_is_planned_again(
     assert world.chunks[-1].header.stamp == stamp
 
 
-def test_a_plan_that_is_under_way_when_the_instruction_changes_is_dropped(
-    make_world: Callable[..., World],
-) -> None:
-    world = make_world()
-    world.activate()
+def waiting_plans(world: World) -> tuple[threading.Event, threading.Event]:
+    """Have every plan wait in its middle; the events: one has begun, and they may go on."""
     engine, begun, go_on = world.policy._policy._engine, threading.Event(), threading.Event()
     run = engine.run
 
@@ -475,6 +472,15 @@ def test_a_plan_that_is_under_way_when_the_instruction_changes_is_dropped(
         run(program)
 
     engine.run = wait_in_a_plan
+    return begun, go_on
+
+
+def test_a_plan_that_is_under_way_when_the_instruction_changes_is_dropped(
+    make_world: Callable[..., World],
+) -> None:
+    world = make_world()
+    world.activate()
+    begun, go_on = waiting_plans(world)
     world.instruct("touch the red cube")
     world.send_until(begun.is_set, "a plan is under way")
     world.instruct("touch the green cube")
@@ -491,16 +497,7 @@ def test_a_plan_that_is_under_way_when_the_clock_jumps_back_is_dropped(
 ) -> None:
     world = make_world(use_sim_time=True)
     world.activate()
-    engine, begun, go_on = world.policy._policy._engine, threading.Event(), threading.Event()
-    run = engine.run
-
-    def wait_in_a_plan(program: str) -> None:
-        if program == PLAN:
-            begun.set()
-            go_on.wait(10)
-        run(program)
-
-    engine.run = wait_in_a_plan
+    begun, go_on = waiting_plans(world)
     world.instruct("touch the red cube")
     robot = SimulatedTime(world)
     robot.run(100.0, begun.is_set, "a plan is under way")
