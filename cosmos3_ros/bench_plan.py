@@ -1,7 +1,7 @@
 """``./run bench plan``: a plan beside diffusers' pipeline and beside the denoise graph alone.
 
 Same weights, same noise, same threads, in turn in one process. The model is of middle size, and
-its VAE is sized so that decoding nine latents costs about five forwards and encoding one frame
+its VAE is meant so that decoding nine latents costs about five forwards and encoding one frame
 about 4 % of one, as Nano's do: otherwise a ratio would say something about a small VAE.
 """
 
@@ -26,7 +26,8 @@ from tqdm import tqdm
 from cosmos3_ros.engine.backends import open_backend
 from cosmos3_ros.engine.bundle import TOKENIZER, Bundle
 from cosmos3_ros.engine.recipe import Recipe, load_recipe
-from cosmos3_ros.engine.session import Call, Engine, Program
+from cosmos3_ros.engine.session import Call, Engine
+from cosmos3_ros.engine.watched import Watched
 from cosmos3_ros.export_command import body_of
 from cosmos3_ros.policy.canvas import compose
 from cosmos3_ros.policy.embodiment import Embodiment, load_embodiment
@@ -43,33 +44,19 @@ REFERENCE_DOMAIN = "droid_lerobot"
 EXPLAINED_WITHIN = 0.15
 
 
-class Timed:
+class Timed(Watched):
     """An engine that runs call by call and adds up the time of each graph [s]."""
 
     def __init__(self, engine: Engine) -> None:
-        self.engine = engine
+        super().__init__(engine, self._begin, self._end)
         self.seconds: defaultdict[str, float] = defaultdict(float)
-        self._programs: dict[str, Program] = {}
+        self._begun = 0.0
 
-    def prepare(self, programs: Mapping[str, Program]) -> None:
-        for name, program in programs.items():
-            self._programs[name] = program
-            self.engine.prepare({f"{name}#{i}": [call] for i, call in enumerate(program)})
+    def _begin(self, engine: Engine, call: Call) -> None:
+        self._begun = time.perf_counter()
 
-    def write(self, buffer: str, array: np.ndarray) -> None:
-        self.engine.write(buffer, array)
-
-    def read(self, buffer: str) -> np.ndarray:
-        return self.engine.read(buffer)
-
-    def run(self, program: str) -> None:
-        for index, call in enumerate(self._programs[program]):
-            begin = time.perf_counter()
-            self.engine.run(f"{program}#{index}")
-            self.seconds[call.graph] += time.perf_counter() - begin
-
-    def close(self) -> None:
-        self.engine.close()
+    def _end(self, engine: Engine, call: Call) -> None:
+        self.seconds[call.graph] += time.perf_counter() - self._begun
 
 
 @dataclass(frozen=True)

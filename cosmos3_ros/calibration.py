@@ -123,7 +123,13 @@ class _Latest:
             self.pictures[message.topic] = message
         elif message.topic in self.topics.joint_states:
             joints = message.decoded()
-            self.positions |= dict(zip(joints.name, joints.position.tolist(), strict=False))
+            if len(joints.name) != len(joints.position):
+                raise CalibrationError(
+                    f"topic '{message.topic}': the message stamped {message.stamp_ns} ns has "
+                    f"{len(joints.name)} names and {len(joints.position)} positions; expected a "
+                    "position for each name: calibrate with another bag"
+                )
+            self.positions |= dict(zip(joints.name, joints.position.tolist(), strict=True))
         elif self.topics.instruction is None:
             self.instruction = str(message.decoded().data).strip()
 

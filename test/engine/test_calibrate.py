@@ -53,6 +53,7 @@ def write_bag(tmp_path: Path, embodiment: Embodiment) -> WriteBag:
         joints: tuple[str, ...] = (*embodiment.joints, gripper.joint),
         instruction: str | None = INSTRUCTION,
         damaged: bool = False,
+        positions_short: int = 0,
     ) -> Path:
         picture = f"/camera/{camera}/image" + ("/compressed" if compressed else "")
         kind = "CompressedImage" if compressed else "Image"
@@ -72,7 +73,7 @@ def write_bag(tmp_path: Path, embodiment: Embodiment) -> WriteBag:
                     raw = raw.replace(b"rgb8", b"yuv9")
                 bag.write(picture, stamp, raw)
                 # After the picture: an observation has the joints of the step before.
-                positions = [i / 100] * len(joints)
+                positions = [i / 100] * (len(joints) - positions_short)
                 state = recordings.joint_state(stamp + 1, list(joints), positions)
                 bag.write("/joint_states", stamp + 1, state)
         return path
@@ -112,6 +113,7 @@ def test_a_given_instruction_replaces_the_bags(write_bag: WriteBag, embodiment: 
         ({"instruction": None}, 1, "has no instruction; record the topic"),
         ({}, 11, "has 10 observations .* and 11 are asked for"),
         ({}, 0, "and 0 are asked for; expected --observations from 1 to 10"),
+        ({"positions_short": 1}, 1, "'/joint_states': .* has 8 names and 7 positions; expected a"),
         ({"damaged": True}, 1, r"the picture stamped \d+ ns cannot be read"),
     ],
 )

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from bundles import Exported
 from tokenizers import Tokenizer
-from watched import Watched
 
 from cosmos3_ros.engine.backends import open_backend
 from cosmos3_ros.engine.parts import run_graph
 from cosmos3_ros.engine.session import Call, Engine
+from cosmos3_ros.engine.watched import Watched
 from cosmos3_ros.policy.embodiment import load_embodiment
 from cosmos3_ros.policy.plan import Observation, PlanError, Policy, draw_noise
 

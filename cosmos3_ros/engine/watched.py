@@ -1,4 +1,4 @@
-"""An engine whose calls a test can watch, and interfere with."""
+"""An engine whose calls can be watched, for measuring and for testing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ Hook = Callable[[Engine, Call], None]
 class Watched:
     """Runs each call of a program by itself on a real engine, with a hook before and after it."""
 
-    def __init__(self, engine: Engine, before: Hook | None = None, after: Hook | None = None):
+    def __init__(
+        self, engine: Engine, before: Hook | None = None, after: Hook | None = None
+    ) -> None:
         self.engine = engine
         self._before, self._after = before, after
         self._programs: dict[str, Program] = {}
