@@ -29,7 +29,7 @@ from cosmos3_ros.engine.recipe import Recipe, load_recipe
 from cosmos3_ros.engine.session import Call, Engine
 from cosmos3_ros.engine.watched import Watched
 from cosmos3_ros.export_command import body_of
-from cosmos3_ros.policy.canvas import compose
+from cosmos3_ros.policy.canvas import Composer
 from cosmos3_ros.policy.embodiment import Embodiment, load_embodiment
 from cosmos3_ros.policy.plan import Noise, Observation, Plan, Policy, Prompt, draw_noise
 from cosmos3_ros.policy.program import PLAN
@@ -99,7 +99,7 @@ def measure(name: str, folder: Path, threads: int, repeats: int) -> dict[str, An
     policy, observation, noise = case.policy, case.observation, case.noise
     floor = floor_program(policy)
     case.timed.engine.prepare({"floor": floor})
-    picture = compose(observation.images, case.embodiment)
+    picture = Composer(case.embodiment)(observation.images)
     reference = stock_policy(
         make_components(case.recipe, None),
         policy.contract,
@@ -139,7 +139,10 @@ def measure(name: str, folder: Path, threads: int, repeats: int) -> dict[str, An
         "threads": threads,
         "repeats": repeats,
         "graph_share": graph_share(case, act),
-        "allocations_per_plan": allocations(actions["replan_ms"]),
+        "allocations_per_plan": {
+            **allocations(actions["replan_ms"]),
+            "returned_bytes": plans[-1].rows.nbytes + plans[-1].latents.nbytes,
+        },
     }
     result["predicted"] = predicted(case, actions["reference_ms"])
     return result
@@ -265,8 +268,9 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
         lines.append(
             "  of an action      " + ", ".join(f"{k} {v:.1%}" for k, v in shares if v > 1e-3)
         )
-        peak = result["allocations_per_plan"]["peak_bytes"] / 1e6
-        lines.append(f"  new arrays        {peak:>10.1f} MB at the peak of a plan")
+        made = {key: value / 1e6 for key, value in result["allocations_per_plan"].items()}
+        returned = f"{made['returned_bytes']:.2f} MB of them the plan that is returned"
+        lines.append(f"  new arrays        {made['peak_bytes']:>10.2f} MB at the peak, {returned}")
     return "\n".join(lines)
 
 

@@ -16,11 +16,18 @@ from tokenizers import Tokenizer
 
 from cosmos3_ros.engine.bundle import Bundle, Manifest
 from cosmos3_ros.engine.parts import run_graph
-from cosmos3_ros.engine.session import TEXT_PADDING_BIAS, Contract, Engine, Prompting
-from cosmos3_ros.policy.canvas import compose, fit
+from cosmos3_ros.engine.session import (
+    CONDITIONAL,
+    TEXT_PADDING_BIAS,
+    Contract,
+    Engine,
+    Prompting,
+)
+from cosmos3_ros.policy.canvas import Composer, Fitter
 from cosmos3_ros.policy.embodiment import Embodiment
 from cosmos3_ros.policy.plan import Noise, Observation, Policy, draw_noise
 from cosmos3_ros.policy.positions import positions, rotary_tables
+from cosmos3_ros.policy.program import constants
 from cosmos3_ros.policy.prompt import caption, pad_tokens, tokenize
 
 if TYPE_CHECKING:
@@ -74,10 +81,11 @@ def make_task(contract: Contract, embodiment: Embodiment, tokenizer: Tokenizer) 
     state = np.full(contract.width, _STATE)
     if contract.state_row:
         clean[0, : contract.width], noisy[0] = state, 0
+    fit = Fitter(embodiment.canvas_height, embodiment.canvas_width, contract)
     text = caption(INSTRUCTION, embodiment, contract)
     return Task(
         observation=Observation(images, embodiment.to_physical(state)),
-        canvas=fit(compose(images, embodiment), contract),
+        canvas=fit(Composer(embodiment)(images)),
         token_ids=tokenize(text, tokenizer, contract.prompting),
         unconditional_ids=tokenize("", tokenizer, contract.prompting),
         noise=draw_noise(contract, rng),
@@ -106,8 +114,11 @@ def stock_outputs(
     )
     outputs["denoise", "latent_velocity"] = velocity
     outputs["denoise", "row_velocity"] = row_velocity
-    step("stock plan")
+    step("stock step")
     start = stock.Start(task.noise.latents, task.noise.rows, task.clean_rows, task.noisy_rows)
+    latents, rows = stock.stock_sampler(components, contract, latent, start, _made_up)
+    outputs["step", "latents"], outputs["step", "rows"] = latents, rows
+    step("stock plan")
     latents, rows = stock.stock_plan(
         components, contract, task.canvas, task.token_ids, task.unconditional_ids, start
     )
@@ -149,6 +160,8 @@ def bundle_outputs(
     outputs["image", "latent"] = run("image", {"canvas": task.canvas})["latent"]
     velocities = run("denoise", _denoise_feeds(contract, task, stock))
     outputs |= {("denoise", name): array for name, array in velocities.items()}
+    sampled = _sampled(run, contract, task, stock["image", "latent"])
+    outputs |= {("step", name): sampled[name] for name in ("latents", "rows")}
     outputs["frame", "frames"] = run("frame", {"latents": stock["frame", "given"]})["frames"]
     step("plan")
     plan = policy.plan(task.observation, policy.prefill(INSTRUCTION), task.noise)
@@ -216,6 +229,47 @@ def _denoise_feeds(contract: Contract, task: Task, stock: Outputs) -> dict[str, 
         "text_bias": bias,
         "domain_id": np.array([contract.domain_id]),
     }
+
+
+def _made_up(
+    branch: str, latents: np.ndarray, rows: np.ndarray, timestep: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Velocities that no schedule makes simple: what the sampler alone is judged by."""
+    bend = np.cos if branch == CONDITIONAL else np.tanh
+    return bend(latents) + np.float32(timestep / 1e4), bend(rows) - np.float32(timestep / 1e4)
+
+
+def _sampled(
+    run: Callable[[str, Mapping[str, np.ndarray]], dict[str, np.ndarray]],
+    contract: Contract,
+    task: Task,
+    latent: np.ndarray,
+) -> dict[str, np.ndarray]:
+    """What the step graph makes of made-up velocities, step after step."""
+    table = constants(contract)
+    feeds = {
+        "start_latents": task.noise.latents,
+        "start_rows": task.noise.rows,
+        "clean_latent": latent,
+        "clean_rows": task.clean_rows,
+        "noisy_rows": task.noisy_rows,
+        "guidance": table["guidance"],
+        "latent_history": np.zeros((contract.history, *task.noise.latents.shape[1:]), np.float32),
+        "row_history": np.zeros((contract.history, *task.noise.rows.shape), np.float32),
+    }
+    latents, rows = _noisy(task, latent)
+    made = {"latents": latents, "rows": rows}
+    made["rows"][:, contract.width :] = 0
+    for step in range(contract.sampler.steps):
+        branches = contract.sampler.branches(step)
+        for kind, branch in (("conditional", branches[0]), ("unconditional", branches[-1])):
+            given = (made["latents"], made["rows"], contract.sampler.timesteps[step])
+            feeds[f"{kind}_latent"], feeds[f"{kind}_row"] = _made_up(branch, *given)
+        own = {name: table[f"{name}.{step}"] for name in ("place", "coefficients")}
+        made = run("step", feeds | own)
+        feeds["latent_history"] = made["next_latent_history"]
+        feeds["row_history"] = made["next_row_history"]
+    return made
 
 
 def _noisy(task: Task, latent: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -24,6 +24,8 @@ OUTPUTS = (
     "image latent",
     "denoise latent_velocity",
     "denoise row_velocity",
+    "step latents",
+    "step rows",
     "frame frames",
     "plan latents",
     "plan actions",
@@ -85,6 +87,20 @@ def test_a_bundle_of_other_weights_is_missed_by_graph_and_the_table_is_still_the
     assert missed <= {name for name, verdict in found.items() if verdict == "MISS"}
     assert found["image latent"] == "ok"
     assert "parity missed by" in output
+
+
+def test_another_sampler_is_missed_by_the_step_graph_alone(
+    tiny: Exported, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = Path(shutil.copytree(tiny.bundle.path, tmp_path / "bundle"))
+    manifest = json.loads((bundle / MANIFEST).read_text())
+    manifest["contract"]["sampler"]["velocity"][2][1] += 0.01
+    (bundle / MANIFEST).write_text(json.dumps(manifest))
+    assert verify(tiny, bundle=bundle) == 1
+    found = verdicts(capsys.readouterr().out)
+    missed = {name for name, verdict in found.items() if verdict == "MISS"}
+    assert {"step latents", "step rows"} <= missed
+    assert not any(name.startswith(("text", "image", "denoise", "frame")) for name in missed)
 
 
 def test_everything_in_fp4_is_a_miss_on_random_weights(

@@ -7,7 +7,7 @@ pipeline uses, and shares no code with the graphs. Arrays are those of
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -21,7 +21,10 @@ from diffusers.pipelines.cosmos.pipeline_cosmos3_omni import get_3d_mrope_ids_va
 from torch import Tensor
 
 from cosmos3_ros.engine.export_model import Components
-from cosmos3_ros.engine.session import Contract
+from cosmos3_ros.engine.session import CONDITIONAL, UNCONDITIONAL, Contract
+
+# Of latents [1,C,T,h,w] and of rows [A,64].
+Velocity = tuple[np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,25 @@ def stock_plan(
     unconditional_ids: Sequence[int],
     start: Start,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Latents [1,C,T,h,w] and rows [A,64] that a plan ends with.
+    """Latents [1,C,T,h,w] and rows [A,64] that a plan ends with."""
+
+    def velocity(branch: str, latents: np.ndarray, rows: np.ndarray, timestep: float) -> Velocity:
+        ids = token_ids if branch == CONDITIONAL else unconditional_ids
+        given = (latents, rows, start.noisy_rows, timestep)
+        return stock_velocity(components, contract, ids, *given)
+
+    latent = stock_image(components, contract, canvas)
+    return stock_sampler(components, contract, latent, start, velocity)
+
+
+def stock_sampler(
+    components: Components,
+    contract: Contract,
+    latent: np.ndarray,
+    start: Start,
+    velocity: Callable[[str, np.ndarray, np.ndarray, float], Velocity],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Latents and rows after every step, of velocities by branch, latents, rows and timestep.
 
     diffusers' own schedulers step them, one for the video and one for the rows, as its pipeline
     does; the pipeline itself knows neither a state row nor a schedule of guidance. Of the sampler's
@@ -113,20 +134,22 @@ def stock_plan(
     """
     sampler = contract.sampler
     latents, rows = start.latents.copy(), start.rows.copy()
-    latents[:, :, :1] = stock_image(components, contract, canvas)
+    latents[:, :, :1] = latent
     rows[:, contract.width :] = 0
     rows = np.where(start.noisy_rows == 1, rows, start.clean_rows)
     of_latents, of_rows = (_scheduler(components, sampler.steps) for _ in range(2))
     for step, timestep in enumerate(of_latents.timesteps):
-        given = (latents, rows, start.noisy_rows, float(timestep))
-        velocities = stock_velocity(components, contract, token_ids, *given)
+        velocities = velocity(CONDITIONAL, latents, rows, float(timestep))
         if sampler.guided[step]:
-            free = stock_velocity(components, contract, unconditional_ids, *given)
+            free = velocity(UNCONDITIONAL, latents, rows, float(timestep))
             velocities = (
                 free[0] + sampler.guidance * (velocities[0] - free[0]),
                 free[1] + sampler.guidance * (velocities[1] - free[1]),
             )
+        # A clean token has no velocity; a row has none beyond the robot's channels.
+        velocities[0][:, :, :1] = 0
         velocities[1][:, contract.width :] = 0
+        velocities[1][start.noisy_rows[:, 0] == 0] = 0
         latents = _stepped(of_latents, velocities[0], timestep, latents)
         rows = _stepped(of_rows, velocities[1], timestep, rows)
     return latents, rows

@@ -1,65 +1,107 @@
-"""From camera pictures to the one canvas the image graph takes: compose, scale down, pad."""
+"""From camera pictures to the one canvas the image graph takes: compose, scale down, pad.
+
+Each step writes into buffers of its own, so that a plan allocates nothing here. What a step returns
+is such a buffer: it holds until the step's next call.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
 
 import cv2
 import numpy as np
 
 from cosmos3_ros.engine.session import Contract
-from cosmos3_ros.policy.embodiment import Embodiment
+from cosmos3_ros.policy.embodiment import CameraView, Embodiment
 
 
-def compose(images: Mapping[str, np.ndarray], embodiment: Embodiment) -> np.ndarray:
+class Composer:
     """Camera pictures (uint8 RGB [h,w,3] by name) in their cells: uint8 RGB [H,W,3].
 
     Each picture is resized to its cell bilinearly, without antialiasing, and truncated to uint8,
     as the pictures of the training data were.
     """
-    canvas = np.zeros((embodiment.canvas_height, embodiment.canvas_width, 3), np.uint8)
-    for view in embodiment.cameras:
-        image = images[view.name]
-        if image.shape[:2] != (view.height, view.width):
-            size = (view.width, view.height)
-            smooth = cv2.resize(image.astype(np.float32), size, interpolation=cv2.INTER_LINEAR)
-            image = smooth.astype(np.uint8)
-        canvas[view.y : view.y + view.height, view.x : view.x + view.width] = image
-    return canvas
+
+    def __init__(self, embodiment: Embodiment) -> None:
+        self._views = embodiment.cameras
+        self._picture = np.zeros((embodiment.canvas_height, embodiment.canvas_width, 3), np.uint8)
+        # By camera: its picture as it came, and resized.
+        self._wide: dict[str, np.ndarray] = {}
+        self._resized = {v.name: np.empty((v.height, v.width, 3), np.float32) for v in self._views}
+
+    def __call__(self, images: Mapping[str, np.ndarray]) -> np.ndarray:
+        for view in self._views:
+            cell = self._picture[view.y : view.y + view.height, view.x : view.x + view.width]
+            image = images[view.name]
+            if image.shape != cell.shape:
+                image = self._resize(image, view)
+            np.copyto(cell, image, casting="unsafe")
+        return self._picture
+
+    def _resize(self, image: np.ndarray, view: CameraView) -> np.ndarray:
+        wide = self._wide.get(view.name)
+        if wide is None or wide.shape != image.shape:
+            wide = self._wide[view.name] = np.empty(image.shape, np.float32)
+        np.copyto(wide, image)
+        resized = self._resized[view.name]
+        cv2.resize(wide, (view.width, view.height), resized, interpolation=cv2.INTER_LINEAR)
+        return resized
 
 
-def fit(picture: np.ndarray, contract: Contract) -> np.ndarray:
+class Fitter:
     """A composed picture, scaled down to the contract's content and padded to its canvas.
 
-    Pads right and bottom by reflection, or by the last pixel where the padding is wider than the
-    picture. Scaling is bicubic with antialiasing, on uint8.
+    Scaling is bicubic with antialiasing, on uint8. Pads right and bottom by reflection, or by the
+    last pixel where the padding is wider than the picture.
     """
-    size = (contract.content_height, contract.content_width)
-    if picture.shape[:2] != size:
-        picture = downscale(picture, *size)
-    bottom = contract.canvas_height - picture.shape[0]
-    right = contract.canvas_width - picture.shape[1]
-    if not bottom and not right:
-        return picture
-    wide = right >= picture.shape[1] or bottom >= picture.shape[0]
-    border = cv2.BORDER_REPLICATE if wide else cv2.BORDER_REFLECT_101
-    return np.asarray(cv2.copyMakeBorder(picture, 0, bottom, 0, right, border))
+
+    def __init__(self, height: int, width: int, contract: Contract) -> None:
+        """For pictures of this size [px]."""
+        content = (contract.content_height, contract.content_width)
+        self._downscale = Downscaler((height, width), content)
+        self._bottom = contract.canvas_height - content[0]
+        self._right = contract.canvas_width - content[1]
+        wide = self._right >= content[1] or self._bottom >= content[0]
+        self._border = cv2.BORDER_REPLICATE if wide else cv2.BORDER_REFLECT_101
+        self._canvas = np.empty((contract.canvas_height, contract.canvas_width, 3), np.uint8)
+
+    def __call__(self, picture: np.ndarray) -> np.ndarray:
+        content = self._downscale(picture)
+        margins = (0, self._bottom, 0, self._right)
+        cv2.copyMakeBorder(content, *margins, self._border, self._canvas)
+        return self._canvas
 
 
-def downscale(picture: np.ndarray, height: int, width: int) -> np.ndarray:
+class Downscaler:
     """Bicubic with antialiasing, rounded to uint8: equals torch's ``interpolate(antialias=True)``.
 
-    uint8 [h,w,3] to uint8 [height,width,3]. OpenCV has no antialiased bicubic.
+    uint8 [h,w,3] to uint8 [height,width,3]; a picture that has the size stays as it is. OpenCV has
+    no antialiased bicubic.
     """
-    rows = _bicubic_weights(picture.shape[0], height)
-    columns = _bicubic_weights(picture.shape[1], width)
-    scaled = np.einsum("yh,hwc->ywc", rows, picture.astype(np.float32), optimize=True)
-    scaled = np.einsum("xw,ywc->yxc", columns, scaled, optimize=True)
-    return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
+
+    def __init__(self, source: tuple[int, int], target: tuple[int, int]) -> None:
+        self._is_idle = source == target
+        if self._is_idle:
+            return
+        self._rows = _bicubic_weights(source[0], target[0])
+        self._columns = np.ascontiguousarray(_bicubic_weights(source[1], target[1]).T)
+        self._planes = np.empty((3, *source), np.float32)
+        self._shortened = np.empty((3, target[0], source[1]), np.float32)
+        self._scaled = np.empty((3, *target), np.float32)
+        self._picture = np.empty((*target, 3), np.uint8)
+
+    def __call__(self, picture: np.ndarray) -> np.ndarray:
+        if self._is_idle:
+            return picture
+        np.copyto(self._planes, picture.transpose(2, 0, 1))
+        np.matmul(self._rows, self._planes, out=self._shortened)
+        np.matmul(self._shortened, self._columns, out=self._scaled)
+        np.rint(self._scaled, out=self._scaled)
+        np.clip(self._scaled, 0, 255, out=self._scaled)
+        np.copyto(self._picture, self._scaled.transpose(1, 2, 0), casting="unsafe")
+        return self._picture
 
 
-@lru_cache(maxsize=8)
 def _bicubic_weights(source: int, target: int) -> np.ndarray:
     """Weights [target, source] of the cubic kernel with a = -0.5, widened by the scale."""
     scale = source / target

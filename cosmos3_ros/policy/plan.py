@@ -15,7 +15,7 @@ from cosmos3_ros.engine.session import (
     Contract,
     Engine,
 )
-from cosmos3_ros.policy.canvas import compose, fit
+from cosmos3_ros.policy.canvas import Composer, Fitter
 from cosmos3_ros.policy.embodiment import Embodiment
 from cosmos3_ros.policy.positions import positions, rotary_tables
 from cosmos3_ros.policy.program import FRAMES, PLAN, constants, prefill, programs
@@ -94,6 +94,8 @@ class Policy:
         self.embodiment = embodiment
         self._engine = engine
         self._tokenizer = tokenizer
+        self._compose = Composer(embodiment)
+        self._fit = Fitter(embodiment.canvas_height, embodiment.canvas_width, contract)
         self._prompt: Prompt | None = None
         self._unconditional_is_read = not any(contract.sampler.guided)
         self.programs = programs(contract)
@@ -137,7 +139,7 @@ class Policy:
                 f"the prompt '{prompt.instruction}' is not the one the engine holds; prefill it "
                 "again before planning with it"
             )
-        canvas = fit(compose(self._checked_images(observation), self.embodiment), contract)
+        canvas = self._fit(self._compose(self._checked_images(observation)))
         clean_rows, noisy = self._clean_rows(observation.state, committed)
         engine.write("canvas", canvas)
         engine.write("start_latents", noise.latents)
@@ -147,7 +149,8 @@ class Policy:
         engine.run(PLAN)
 
         rows, latents = engine.read("rows"), engine.read("latents")
-        if not (np.isfinite(rows).all() and np.isfinite(latents).all()):
+        # Least and largest are NaN where any value is.
+        if not np.isfinite([rows.min(), rows.max(), latents.min(), latents.max()]).all():
             raise PlanError(
                 "the engine returned NaN or infinity; expected finite actions and video"
             )

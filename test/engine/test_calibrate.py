@@ -21,7 +21,7 @@ from cosmos3_ros.engine.export_model import make_components
 from cosmos3_ros.engine.export_reference import Start, stock_plan
 from cosmos3_ros.engine.recipe import load_recipe
 from cosmos3_ros.export_command import body_of
-from cosmos3_ros.policy.canvas import compose, fit
+from cosmos3_ros.policy.canvas import Composer, Fitter
 from cosmos3_ros.policy.embodiment import Embodiment, load_embodiment
 from cosmos3_ros.policy.plan import draw_noise
 from cosmos3_ros.policy.prompt import caption, tokenize
@@ -151,10 +151,11 @@ def test_ranges_are_those_that_the_stock_model_reaches_on_the_same_plan(
     noisy[0] = 0
     seen: dict[str, float] = {}
     watch(components.transformer, seen)
+    picture = Composer(embodiment)(moment.observation.images)
     stock_plan(
         components,
         contract,
-        fit(compose(moment.observation.images, embodiment), contract),
+        Fitter(*picture.shape[:2], contract)(picture),
         tokenize(caption(INSTRUCTION, embodiment, contract), tokenizer, contract.prompting),
         tokenize("", tokenizer, contract.prompting),
         Start(noise.latents, noise.rows, clean, noisy),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from bundles import Exported
 
-from cosmos3_ros.policy.canvas import compose, downscale, fit
+from cosmos3_ros.policy.canvas import Composer, Downscaler, Fitter
 from cosmos3_ros.policy.embodiment import load_embodiment
 
 
@@ -28,7 +29,7 @@ def test_the_droid_canvas_has_the_wrist_on_top_and_the_exteriors_below() -> None
         "exterior_1": np.full((360, 640, 3), 20, np.uint8),
         "exterior_2": np.full((360, 640, 3), 30, np.uint8),
     }
-    canvas = compose(images, load_embodiment("droid_joint_pos"))
+    canvas = Composer(load_embodiment("droid_joint_pos"))(images)
     assert canvas.shape == (540, 640, 3)
     assert (canvas[:360] == 10).all()
     assert (canvas[360:, :320] == 20).all()
@@ -41,7 +42,7 @@ def test_a_view_is_scaled_bilinearly_without_antialiasing_and_truncated() -> Non
         "exterior_1": random_image(360, 640, 2),
         "exterior_2": random_image(333, 501, 3),
     }
-    canvas = compose(images, load_embodiment("droid_joint_pos"))
+    canvas = Composer(load_embodiment("droid_joint_pos"))(images)
     cells = {
         "wrist": canvas[:360],
         "exterior_1": canvas[360:, :320],
@@ -67,7 +68,7 @@ def test_the_picture_is_reflected_right_and_bottom(tiny: Exported) -> None:
     )
     padded = F.pad(as_torch(picture), (0, 96, 0, 4), mode="reflect")
     reference = padded[0].permute(1, 2, 0).numpy()
-    assert (fit(picture, contract) == reference).all()
+    assert (Fitter(*picture.shape[:2], contract)(picture) == reference).all()
 
 
 def test_padding_wider_than_the_picture_repeats_its_edge(tiny: Exported) -> None:
@@ -80,7 +81,7 @@ def test_padding_wider_than_the_picture_repeats_its_edge(tiny: Exported) -> None
         content_width=32,
     )
     reference = F.pad(as_torch(picture), (0, 64, 0, 0), mode="replicate")[0].permute(1, 2, 0)
-    assert (fit(picture, contract) == reference.numpy()).all()
+    assert (Fitter(*picture.shape[:2], contract)(picture) == reference.numpy()).all()
 
 
 @pytest.mark.parametrize(
@@ -93,5 +94,38 @@ def test_scaling_down_equals_torch_bicubic_with_antialiasing(
     picture = random_image(*source)
     smooth = F.interpolate(as_torch(picture), target, mode="bicubic", antialias=True)
     reference = smooth[0].permute(1, 2, 0).clamp(0, 255).round().numpy()
-    difference = np.abs(downscale(picture, *target) - reference)
+    difference = np.abs(Downscaler(source, target)(picture) - reference)
     assert difference.max() <= 1 and (difference > 0).mean() < 1e-3
+
+
+def test_pictures_of_another_size_than_before_find_room() -> None:
+    compose = Composer(load_embodiment("droid_joint_pos"))
+    small, large = (
+        {name: random_image(height, width) for name in ("wrist", "exterior_1", "exterior_2")}
+        for height, width in ((180, 320), (720, 1280))
+    )
+    first = compose(small).copy()
+    assert not (compose(large) == first).all()
+    assert (compose(small) == first).all()
+
+
+def test_nothing_is_allocated_once_every_buffer_is_there(tiny: Exported) -> None:
+    embodiment = load_embodiment("droid_joint_pos")
+    contract = replace(
+        tiny.bundle.manifest.contract,
+        canvas_height=256,
+        canvas_width=320,
+        content_height=256,
+        content_width=303,
+    )
+    compose = Composer(embodiment)
+    fit = Fitter(embodiment.canvas_height, embodiment.canvas_width, contract)
+    images = {view.name: random_image(720, 1280) for view in embodiment.cameras}
+    fit(compose(images))
+    tracemalloc.start()
+    try:
+        fit(compose(images))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 100_000
