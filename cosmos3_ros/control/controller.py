@@ -69,11 +69,18 @@ class Controller:
         self._flush_reason = ""
 
     def measure(self, positions: np.ndarray, stamp_ns: int, now_ns: int) -> None:
-        """Take measured channel positions [width] of ``stamp_ns``. Non-finite ones are ignored."""
+        """Take measured channel positions [width] of ``stamp_ns``.
+
+        Ignored: what is not finite, and what was measured before a jump of the clock.
+        """
         if not np.all(np.isfinite(positions)):
             return
         self._watch_clock(now_ns)
         moved_unseen = self._measured_ns is None
+        ahead_ns = stamp_ns - now_ns
+        if moved_unseen and self._flush_reason and self._is_jump(ahead_ns):
+            # Sent before the clock jumped back, arrived after it: the arm may be elsewhere now.
+            return
         self._measured = self._limits.clamp(positions)
         # A stamp ahead of the clock would keep a dead source alive for longer than the timeout.
         self._measured_ns = min(stamp_ns, now_ns)
@@ -159,13 +166,16 @@ class Controller:
             self.holds += 1
         self.state, self.reason = state, reason_to_hold
 
+    def _is_jump(self, forward_ns: int) -> bool:
+        return forward_ns > self._timeouts.clock_jump_s * NS_PER_S
+
     def _watch_clock(self, now_ns: int) -> None:
         """Notice a jump of the clock before anything is done with its time."""
         before_ns, self._clock_ns = self._clock_ns, now_ns
         if before_ns is None:
             return
         leap_ns = now_ns - before_ns
-        if 0 <= leap_ns <= self._timeouts.clock_jump_s * NS_PER_S:
+        if leap_ns >= 0 and not self._is_jump(leap_ns):
             return
         # Times of before say nothing any more; the last measurement is the best guess of where
         # the arm is, and to be told where it is asks it to do nothing.

@@ -24,6 +24,10 @@ class Pace:
         self.slips = 0
         self.lost_s = 0.0
 
+    def restart(self) -> None:
+        """Simulated time begins anew, now."""
+        self._start = self._clock()
+
     def wait_s(self, simulated_s: float) -> float:
         """Seconds until ``simulated_s`` after the start is due, not above 0 when it already is."""
         if self._factor == 0:

@@ -17,6 +17,7 @@ import numpy as np
 import rclpy
 from builtin_interfaces.msg import Time as TimeMessage
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from geometry_msgs.msg import Point
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from rclpy.clock import Clock as RosClock
 from rclpy.clock_type import ClockType
@@ -27,12 +28,13 @@ from rclpy.signals import SignalHandlerOptions
 from rclpy.time import Time
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CameraInfo, Image, JointState
-from std_msgs.msg import Float64MultiArray, MultiArrayDimension
+from std_msgs.msg import Header
 from std_srvs.srv import Trigger
 
+from cosmos3_ros.msg import SimState
 from cosmos3_ros.sim.pace import Pace
 from cosmos3_ros.sim.world import (
-    CAMERA,
+    CAMERAS,
     CUBES,
     GRIPPER_JOINT,
     JOINTS,
@@ -43,7 +45,6 @@ from cosmos3_ros.sim.world import (
 )
 
 BASE_FRAME = "panda_link0"
-CAMERA_FRAME = f"{CAMERA}_camera_optical_frame"
 STEPS_PER_JOINT_STATE = 2
 REPORT_PERIOD_S = 1.0
 # Isaac Sim's bridge: reliable, keep last 10.
@@ -57,23 +58,27 @@ class SimNode(Node):
         super().__init__("cosmos3_sim")
         self._seed = self._declare_seed()
         self._pace = Pace(self._declare_real_time_factor())
+        self._black_cameras = self._declare_black_cameras()
         self._world = World()
         self._world.reset(self._seed)
         self._episode = 0
-        self._steps = 0
+        # Since the episode began, and before it.
+        self._steps = self._elapsed_steps = 0
         self._counts: Counter[str] = Counter()
         self._warned: set[str] = set()
-        self._camera_info = _camera_info(self._world)
+        self._touched: frozenset[str] = frozenset()
 
         self._clock_out = self.create_publisher(Clock, "/clock", QUEUE_DEPTH)
         self._joints_out = self.create_publisher(JointState, "joint_states", QUEUE_DEPTH)
-        self._image_out = self.create_publisher(Image, f"camera/{CAMERA}/image", QUEUE_DEPTH)
-        self._info_out = self.create_publisher(
-            CameraInfo, f"camera/{CAMERA}/camera_info", QUEUE_DEPTH
-        )
-        self._distances_out = self.create_publisher(
-            Float64MultiArray, "sim/cube_distances", QUEUE_DEPTH
-        )
+        self._images_out = {
+            camera: self.create_publisher(Image, f"camera/{camera}/image", QUEUE_DEPTH)
+            for camera in CAMERAS
+        }
+        self._infos_out = {
+            camera: self.create_publisher(CameraInfo, f"camera/{camera}/camera_info", QUEUE_DEPTH)
+            for camera in CAMERAS
+        }
+        self._state_out = self.create_publisher(SimState, "sim/state", QUEUE_DEPTH)
         self._diagnostics_out = self.create_publisher(DiagnosticArray, "/diagnostics", QUEUE_DEPTH)
         self.create_subscription(JointState, "joint_command", self._command, QUEUE_DEPTH)
         self.create_service(Trigger, "sim/reset", self._reset)
@@ -98,6 +103,7 @@ class SimNode(Node):
         """One physics step, then what is due after it, all with one stamp."""
         self._world.step()
         self._steps += 1
+        self._touched |= self._world.contacts
         stamp = self._stamp()
         self._clock_out.publish(Clock(clock=stamp))
         if self._steps % STEPS_PER_JOINT_STATE == 0:
@@ -108,10 +114,12 @@ class SimNode(Node):
             message.velocity = self._world.velocities.tolist()
             self._joints_out.publish(message)
         if self._steps % STEPS_PER_FRAME == 0:
-            self._camera_info.header.stamp = stamp
-            self._info_out.publish(self._camera_info)
-            self._image_out.publish(self._image())
-            self._distances_out.publish(self._distances())
+            for camera in CAMERAS:
+                info = camera_info(self._world, camera)
+                info.header.stamp = stamp
+                self._infos_out[camera].publish(info)
+                self._images_out[camera].publish(self._image(camera, info.header))
+            self._state_out.publish(self._state(stamp))
 
     @property
     def _simulated_s(self) -> float:
@@ -120,11 +128,13 @@ class SimNode(Node):
     def _stamp(self) -> TimeMessage:
         return Time(nanoseconds=self._steps * 1_000_000_000 // STEP_RATE_HZ).to_msg()
 
-    def _image(self) -> Image:
-        frame = self._world.frame()
+    def _image(self, camera: str, header: Header) -> Image:
+        frame = self._world.frame(camera)
+        if self._black_cameras:
+            frame[:] = 0
         height, width, channels = frame.shape
         return Image(
-            header=self._camera_info.header,
+            header=header,
             height=height,
             width=width,
             encoding="rgb8",
@@ -133,10 +143,14 @@ class SimNode(Node):
             data=array.array("B", frame.tobytes()),
         )
 
-    def _distances(self) -> Float64MultiArray:
-        message = Float64MultiArray(data=self._world.cube_distances.tolist())
-        label = f"fingertip to {', '.join(CUBES)} cube [m]"
-        message.layout.dim = [MultiArrayDimension(label=label, size=len(CUBES), stride=len(CUBES))]
+    def _state(self, stamp: TimeMessage) -> SimState:
+        message = SimState(seed=self._seed, episode=self._episode, cubes=list(CUBES))
+        message.header.stamp = stamp
+        message.header.frame_id = BASE_FRAME
+        message.centres = [Point(x=x, y=y, z=z) for x, y, z in self._world.cubes.tolist()]
+        message.distances = self._world.cube_distances.tolist()
+        message.touched = sorted(self._touched)
+        self._touched = frozenset()
         return message
 
     def _command(self, message: JointState) -> None:
@@ -166,8 +180,13 @@ class SimNode(Node):
             self.get_logger().warning(f"{what} is not followed: {why} (said once, counted)")
 
     def _reset(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        """The next scene, at time zero: a clock that jumps back has all forget the last one."""
         self._episode += 1
         self._world.reset(self._seed, self._episode)
+        self._pace.restart()
+        self._elapsed_steps += self._steps
+        self._steps = 0
+        self._touched = frozenset()
         response.success = True
         response.message = self._scene()
         self.get_logger().info(response.message)
@@ -184,8 +203,9 @@ class SimNode(Node):
         """Once a second of the steady clock: the pace that was kept, and what was refused."""
         now = time.monotonic()
         then, steps, lost_s = self._reported
-        self._reported = (now, self._steps, self._pace.lost_s)
-        factor = (self._steps - steps) / STEP_RATE_HZ / (now - then)
+        total = self._elapsed_steps + self._steps
+        self._reported = (now, total, self._pace.lost_s)
+        factor = (total - steps) / STEP_RATE_HZ / (now - then)
         slow = self._pace.lost_s > lost_s
         if slow:
             self.get_logger().warning(
@@ -218,6 +238,13 @@ class SimNode(Node):
         )
         return int(self.declare_parameter("seed", 0, descriptor).value)
 
+    def _declare_black_cameras(self) -> bool:
+        descriptor = ParameterDescriptor(
+            description="Publish black pictures, to see what a policy does that sees nothing.",
+            read_only=True,
+        )
+        return bool(self.declare_parameter("black_cameras", False, descriptor).value)
+
     def _declare_real_time_factor(self) -> float:
         descriptor = ParameterDescriptor(
             description="Simulated seconds a second; 0: as fast as it can.",
@@ -227,8 +254,9 @@ class SimNode(Node):
         return float(self.declare_parameter("real_time_factor", 1.0, descriptor).value)
 
 
-def _camera_info(world: World) -> CameraInfo:
-    camera = world.intrinsics
+def camera_info(world: World, name: str) -> CameraInfo:
+    """Of a camera of CAMERAS, without a stamp."""
+    camera = world.intrinsics(name)
     k = np.array([[camera.focal, 0, camera.cx], [0, camera.focal, camera.cy], [0, 0, 1]])
     message = CameraInfo(
         width=camera.width,
@@ -239,7 +267,7 @@ def _camera_info(world: World) -> CameraInfo:
         r=np.eye(3).ravel().tolist(),
         p=np.hstack([k, np.zeros((3, 1))]).ravel().tolist(),
     )
-    message.header.frame_id = CAMERA_FRAME
+    message.header.frame_id = f"{name}_camera_optical_frame"
     return message
 
 

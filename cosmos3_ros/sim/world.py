@@ -1,12 +1,13 @@
-"""The simulated arm, table, cubes and camera in MuJoCo, without ROS.
+"""The simulated arm with fingers, a table and three loose cubes in MuJoCo, seen by two cameras.
 
-The scene is ``config/scenes/three_cubes.xml``.
+No ROS. The scene is ``config/scenes/tabletop.xml``.
 
 Frame of reference: the arm's base, ``panda_link0``: x forward, y left, z up, the table at z = 0.
 """
 
 from __future__ import annotations
 
+import colorsys
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,40 +17,57 @@ import numpy as np
 
 from cosmos3_ros.resources import resource
 
-SCENE = ("config", "scenes", "three_cubes.xml")
+SCENE = ("config", "scenes", "tabletop.xml")
 JOINTS = tuple(f"panda_joint{i}" for i in range(1, 8))
 GRIPPER_JOINT = "panda_finger_joint1"
 GRIPPER_OPEN_M = 0.04
 CUBES = ("red", "green", "blue")
-CAMERA = "exterior"
+CUBE_HALF_EDGE_M = 0.024
+# Width and height of each camera's picture [px].
+CAMERAS = {"exterior": (128, 96), "wrist": (64, 96)}
 
 STEP_RATE_HZ = 180
 STEPS_PER_FRAME = 12
+# The physics goes in smaller steps than anything is published in, or a grip does not hold.
+_PHYSICS_PER_STEP = 2
 
 # The Panda's usual ready pose [rad].
 HOME = np.array([0, -0.785, 0, -2.356, 0, 1.571, 0.785])
 
 # Where an episode begins [m]: cubes on the table, apart; the fingertip above them.
-_CUBE_X, _CUBE_Y = (0.36, 0.62), (-0.24, 0.24)
-_CUBE_HALF_EDGE = 0.025
-_CUBE_SEPARATION = 0.11
-_START_BOX = np.array([[0.34, -0.26, 0.16], [0.60, 0.26, 0.36]])
-_START_JOINT_SPREAD = 0.15  # [rad], of the pose that the start's inverse kinematics begins from
+_CUBE_X, _CUBE_Y = (0.38, 0.62), (-0.22, 0.22)
+_CUBE_SEPARATION = 0.12
+_CUBE_YAW = 0.2  # [rad], either way
+_START_BOX = np.array([[0.36, -0.24, 0.18], [0.60, 0.24, 0.34]])
+_START_JOINT_SPREAD = 0.1  # [rad], of the pose that the start's inverse kinematics begins from
+# Practice begins lower and beside a cube as often as not, now and then with closed fingers, as
+# after a grip that missed: what a policy gets wrong it has seen.
+_PRACTICE_SHARE = 0.4
+_PRACTICE_CLOSED_SHARE = 0.3
+_PRACTICE_REACH = np.array([[-0.07, -0.07, 0.05], [0.07, 0.07, 0.15]])
 
-# The gripper has no fingers: a value that covers half of its way to the target in each frame.
-_GRIPPER_STEP = 1 - 0.5 ** (1 / STEPS_PER_FRAME)
+# How much an episode's looks differ from the scene file's.
+_HUE, _SHADE = 0.02, 0.15
+_LIGHT_SHIFT_M, _LIGHT_GAIN = 0.5, 0.2
+_EXTERIOR_SHIFT_M, _EXTERIOR_TURN = 0.015, 0.015  # [m], [rad]
+_WRIST_SHIFT_M, _WRIST_TURN = 0.003, 0.02
 
-# Damped least squares towards a fingertip position, tool pointing down, the rest drawn to HOME.
-_IK_ITERATIONS = 40
+# Damped least squares towards a fingertip pose, the rest drawn to HOME.
+_IK_ITERATIONS = 60
 _IK_DAMPING = 1e-3
-_IK_TILT_GAIN = 0.5
+_IK_TURN_GAIN = 0.5
 _IK_HOME_GAIN = 0.1
 _IK_LARGEST_STEP = 0.2  # [rad]
 _IK_LIMIT_MARGIN = 0.05  # [rad]
+# The tool points down and its fingers open along y: columns are the hand's axes.
+_TOOL_DOWN = np.diag([1.0, -1.0, -1.0])
+
+_ARM = slice(0, 7)
+_FINGER = 7
 
 
 class RenderError(OSError):
-    """The machine cannot render the camera."""
+    """The machine cannot render the cameras."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +81,17 @@ class Intrinsics:
     cy: float
 
 
+@dataclass(frozen=True)
+class _Looks:
+    """What an episode changes of the model, as the scene file has it."""
+
+    geom_rgba: np.ndarray
+    light_pos: np.ndarray
+    light_diffuse: np.ndarray
+    cam_pos: np.ndarray
+    cam_quat: np.ndarray
+
+
 class World:
     """One arm and three cubes; seeded and deterministic.
 
@@ -74,29 +103,47 @@ class World:
         self.data = mujoco.MjData(self.model)
         self._scratch = mujoco.MjData(self.model)
         self._tip = self.model.site("fingertip").id
-        self._lower, self._upper = self.model.actuator_ctrlrange.T
-        self._renderer = self._make_renderer() if render else None
+        self._lower, self._upper = self.model.actuator_ctrlrange[_ARM].T
+        self._cubes = [self.model.body(name).id for name in CUBES]
+        self._cube_of_geom = {self.model.geom(name).id: name for name in CUBES}
+        self._fingers = [self.model.geom(f"{side}_finger").id for side in ("left", "right")]
+        self._looks = _Looks(
+            **{name: getattr(self.model, name).copy() for name in _Looks.__dataclass_fields__}
+        )
+        self._renderers = self._make_renderers() if render else {}
         self.reset(0)
 
-    def reset(self, seed: int, episode: int = 0) -> None:
-        """Begin the ``episode``-th scene of ``seed``: place the cubes, put the arm at its start."""
+    def reset(self, seed: int, episode: int = 0, *, practice: bool = False) -> None:
+        """Begin the ``episode``-th scene of ``seed``: place the cubes, the arm and the light.
+
+        ``practice``: the arm may begin low beside a cube, or with closed fingers.
+        """
         random = np.random.default_rng((seed, episode))
         mujoco.mj_resetData(self.model, self.data)
-        self.data.mocap_pos[:] = _place_cubes(random)
+        self._place_cubes(random)
         start = random.uniform(*_START_BOX)
+        finger_m = GRIPPER_OPEN_M
+        if practice:
+            if random.uniform() < _PRACTICE_SHARE:
+                start = self.cubes[random.integers(len(CUBES))] + random.uniform(*_PRACTICE_REACH)
+            if random.uniform() < _PRACTICE_CLOSED_SHARE:
+                finger_m = random.uniform(0.0, GRIPPER_OPEN_M)
         guess = HOME + random.uniform(-_START_JOINT_SPREAD, _START_JOINT_SPREAD, len(JOINTS))
-        self.place_arm(self.inverse_kinematics(start, guess))
+        self.place_arm(self.inverse_kinematics(start, guess), finger_m)
+        # Last, so that other looks leave the placements as they are.
+        self._vary_looks(random)
 
-    def place_arm(self, joints: np.ndarray) -> None:
-        """Put the arm at rest at ``joints`` [7, rad], gripper open, holding there."""
-        self.data.qpos[:] = joints
-        self.data.qvel[:] = 0
-        self.data.ctrl[:] = joints
-        self._finger = self._finger_target = GRIPPER_OPEN_M
+    def place_arm(self, joints: np.ndarray, finger_m: float = GRIPPER_OPEN_M) -> None:
+        """Put the arm at rest at ``joints`` [7, rad] and both fingers, holding there."""
+        self.data.qpos[_ARM] = joints
+        self.data.qpos[_FINGER : _FINGER + 2] = finger_m
+        self.data.qvel[: _FINGER + 2] = 0
+        self.data.ctrl[_ARM] = joints
+        self.data.ctrl[_FINGER] = finger_m
         mujoco.mj_forward(self.model, self.data)
 
     def command(self, positions: Mapping[str, float]) -> dict[str, str]:
-        """Set target positions by joint name [rad; gripper m]; joints not named keep theirs.
+        """Set target positions by joint name [rad; finger m]; joints not named keep theirs.
 
         Targets are clipped to the joints' limits. Returns the names that were not followed and
         why: "unknown" or "not_finite".
@@ -108,7 +155,7 @@ class World:
             elif not math.isfinite(position):
                 refused[name] = "not_finite"
             elif name == GRIPPER_JOINT:
-                self._finger_target = min(max(position, 0.0), GRIPPER_OPEN_M)
+                self.data.ctrl[_FINGER] = min(max(position, 0.0), GRIPPER_OPEN_M)
             else:
                 joint = JOINTS.index(name)
                 self.data.ctrl[joint] = np.clip(position, self._lower[joint], self._upper[joint])
@@ -116,29 +163,31 @@ class World:
 
     def step(self, steps: int = 1) -> None:
         """Advance the physics by ``steps`` / STEP_RATE_HZ seconds."""
-        mujoco.mj_step(self.model, self.data, steps)
-        for _ in range(steps):
-            self._finger += _GRIPPER_STEP * (self._finger_target - self._finger)
+        mujoco.mj_step(self.model, self.data, steps * _PHYSICS_PER_STEP)
 
     @property
     def positions(self) -> np.ndarray:
         """Positions of JOINTS [rad] and then of GRIPPER_JOINT [m], [8]."""
-        return np.append(self.data.qpos, self._finger)
+        return self.data.qpos[: _FINGER + 1].copy()
 
     @property
     def velocities(self) -> np.ndarray:
         """Velocities of JOINTS [rad/s] and then of GRIPPER_JOINT [m/s], [8]."""
-        finger = STEP_RATE_HZ * _GRIPPER_STEP * (self._finger_target - self._finger)
-        return np.append(self.data.qvel, finger)
+        return self.data.qvel[: _FINGER + 1].copy()
+
+    @property
+    def targets(self) -> np.ndarray:
+        """What JOINTS [rad] and GRIPPER_JOINT [m] were last told, [8]."""
+        return self.data.ctrl.copy()
 
     @property
     def cubes(self) -> np.ndarray:
         """Centres of the red, green and blue cube in the base frame [3, 3, m]."""
-        return self.data.mocap_pos.copy()
+        return self.data.xpos[self._cubes].copy()
 
     @property
     def fingertip(self) -> np.ndarray:
-        """The fingertip in the base frame [3, m], as of the newest step's beginning."""
+        """The point between the fingertips in the base frame [3, m]."""
         return self.data.site_xpos[self._tip].copy()
 
     @property
@@ -146,46 +195,62 @@ class World:
         """From the fingertip to the centre of the red, green and blue cube [3, m]."""
         return np.linalg.norm(self.cubes - self.fingertip, axis=1)
 
-    def frame(self) -> np.ndarray:
-        """What the exterior camera sees, rgb8 [height, width, 3]; a new array.
-
-        Shows the arm at the beginning of the newest step, as the training pictures do.
-        """
-        if self._renderer is None:
-            raise RenderError("this world was made with render=False; make it with render=True")
-        self._renderer.update_scene(self.data, CAMERA)
-        return self._renderer.render()
-
     @property
-    def intrinsics(self) -> Intrinsics:
-        """The exterior camera's, from its vertical field of view."""
-        view = self.model.vis.global_
-        half_angle = math.radians(self.model.camera(CAMERA).fovy[0]) / 2
+    def contacts(self) -> frozenset[str]:
+        """The cubes that a finger touches now."""
+        geoms = self.data.contact.geom
+        by_finger = np.isin(geoms, self._fingers).any(1)
+        touched = geoms[by_finger].ravel().tolist()
+        return frozenset(self._cube_of_geom[geom] for geom in touched if geom in self._cube_of_geom)
+
+    def frame(self, camera: str) -> np.ndarray:
+        """What a camera of CAMERAS sees, rgb8 [height, width, 3]; a new array."""
+        if not self._renderers:
+            raise RenderError("this world was made with render=False; make it with render=True")
+        renderer = self._renderers[camera]
+        renderer.update_scene(self.data, camera)
+        return renderer.render()
+
+    def intrinsics(self, camera: str) -> Intrinsics:
+        """A camera's, from its vertical field of view."""
+        width, height = CAMERAS[camera]
+        half_angle = math.radians(self.model.camera(camera).fovy[0]) / 2
         return Intrinsics(
-            width=view.offwidth,
-            height=view.offheight,
-            focal=view.offheight / 2 / math.tan(half_angle),
-            cx=(view.offwidth - 1) / 2,
-            cy=(view.offheight - 1) / 2,
+            width=width,
+            height=height,
+            focal=height / 2 / math.tan(half_angle),
+            cx=(width - 1) / 2,
+            cy=(height - 1) / 2,
         )
 
-    def inverse_kinematics(self, target: np.ndarray, guess: np.ndarray = HOME) -> np.ndarray:
+    def inverse_kinematics(
+        self, target: np.ndarray, guess: np.ndarray = HOME, iterations: int = _IK_ITERATIONS
+    ) -> np.ndarray:
         """Joints [7, rad] that bring the fingertip near ``target`` [3, m], the tool down."""
         joints = guess
-        for _ in range(_IK_ITERATIONS):
+        for _ in range(iterations):
             joints = self._towards(joints, target)
         return joints
 
+    def forward_kinematics(self, joints: np.ndarray) -> np.ndarray:
+        """The fingertip [3, m] of ``joints`` [7, rad]."""
+        self._solve(joints)
+        return self._scratch.site_xpos[self._tip].copy()
+
+    def _solve(self, joints: np.ndarray) -> None:
+        self._scratch.qpos[_ARM] = joints
+        mujoco.mj_kinematics(self.model, self._scratch)
+        mujoco.mj_comPos(self.model, self._scratch)
+
     def _towards(self, joints: np.ndarray, target: np.ndarray) -> np.ndarray:
+        self._solve(joints)
         data = self._scratch
-        data.qpos[:] = joints
-        mujoco.mj_kinematics(self.model, data)
-        mujoco.mj_comPos(self.model, data)
-        jacobian = np.zeros((6, len(JOINTS)))
+        jacobian = np.zeros((6, self.model.nv))
         mujoco.mj_jacSite(self.model, data, jacobian[:3], jacobian[3:], self._tip)
-        tool_axis = data.site_xmat[self._tip].reshape(3, 3)[:, 2]
-        tilt = np.cross(tool_axis, (0, 0, -1))
-        error = np.concatenate([target - data.site_xpos[self._tip], _IK_TILT_GAIN * tilt])
+        jacobian = jacobian[:, _ARM]
+        axes = data.site_xmat[self._tip].reshape(3, 3)
+        turn = np.cross(axes, _TOOL_DOWN, axis=0).sum(1) / 2
+        error = np.concatenate([target - data.site_xpos[self._tip], _IK_TURN_GAIN * turn])
         inverse = jacobian.T @ np.linalg.inv(jacobian @ jacobian.T + _IK_DAMPING * np.eye(6))
         idle = np.eye(len(JOINTS)) - inverse @ jacobian
         change = inverse @ error + idle @ (_IK_HOME_GAIN * (HOME - joints))
@@ -195,26 +260,65 @@ class World:
             self._upper - _IK_LIMIT_MARGIN,
         )
 
-    def _make_renderer(self) -> mujoco.Renderer:
-        view = self.model.vis.global_
-        try:
-            renderer = mujoco.Renderer(self.model, view.offheight, view.offwidth)
-        # PyOpenGL raises whatever its platform module stumbles over.
-        except Exception as error:
-            raise RenderError(
-                f"the camera cannot be rendered ({error}); expected OpenGL without a display: "
-                "install libegl1 and libgl1-mesa-dri, or set MUJOCO_GL to osmesa or glfw"
-            ) from error
+    def _place_cubes(self, random: np.random.Generator) -> None:
+        """Uniform on a part of the table, apart, turned a little."""
+        while True:
+            x, y = random.uniform(*_CUBE_X, 3), random.uniform(*_CUBE_Y, 3)
+            gaps = np.hypot(x - np.roll(x, 1), y - np.roll(y, 1))
+            if gaps.min() > _CUBE_SEPARATION:
+                break
+        yaw = random.uniform(-_CUBE_YAW, _CUBE_YAW, 3)
+        for i, name in enumerate(CUBES):
+            turned = (np.cos(yaw[i] / 2), 0, 0, np.sin(yaw[i] / 2))
+            first = self.model.joint(self.model.body(name).jntadr[0]).qposadr[0]
+            self.data.qpos[first : first + 7] = (x[i], y[i], CUBE_HALF_EDGE_M, *turned)
+        mujoco.mj_forward(self.model, self.data)
+
+    def _vary_looks(self, random: np.random.Generator) -> None:
+        """Light, colours and the cameras' poses, a little off what the scene file says."""
+        model, looks = self.model, self._looks
+        for name in (*CUBES, "table"):
+            geom = model.geom(name).id
+            model.geom_rgba[geom, :3] = _tinted(looks.geom_rgba[geom, :3], random)
+        shift = random.uniform(-_LIGHT_SHIFT_M, _LIGHT_SHIFT_M, 3)
+        model.light_pos[0] = looks.light_pos[0] + shift
+        model.light_diffuse[0] = looks.light_diffuse[0] * (
+            1 + random.uniform(-_LIGHT_GAIN, _LIGHT_GAIN)
+        )
+        for name, shift_m, turn in (
+            ("exterior", _EXTERIOR_SHIFT_M, _EXTERIOR_TURN),
+            ("wrist", _WRIST_SHIFT_M, _WRIST_TURN),
+        ):
+            camera = model.camera(name).id
+            model.cam_pos[camera] = looks.cam_pos[camera] + random.uniform(-shift_m, shift_m, 3)
+            small = np.concatenate([[1.0], random.uniform(-turn, turn, 3) / 2])
+            quaternion = model.cam_quat[camera]
+            mujoco.mju_mulQuat(quaternion, looks.cam_quat[camera], small)
+            mujoco.mju_normalize4(quaternion)
+        mujoco.mj_forward(model, self.data)
+
+    def _make_renderers(self) -> dict[str, mujoco.Renderer]:
+        renderers = {}
         flags = mujoco.mjtRndFlag
-        for flag in (flags.mjRND_SHADOW, flags.mjRND_REFLECTION, flags.mjRND_SKYBOX):
-            renderer.scene.flags[flag] = 0
-        return renderer
+        for camera, (width, height) in CAMERAS.items():
+            try:
+                renderer = mujoco.Renderer(self.model, height, width)
+            # PyOpenGL raises whatever its platform module stumbles over.
+            except Exception as error:
+                raise RenderError(
+                    f"camera '{camera}' cannot be rendered ({error}); expected OpenGL without a "
+                    "display: install libegl1 and libgl1-mesa-dri, or set MUJOCO_GL to osmesa or "
+                    "glfw"
+                ) from error
+            for flag in (flags.mjRND_SHADOW, flags.mjRND_REFLECTION, flags.mjRND_SKYBOX):
+                renderer.scene.flags[flag] = 0
+            renderers[camera] = renderer
+        return renderers
 
 
-def _place_cubes(random: np.random.Generator) -> np.ndarray:
-    """Centres of the cubes [3, 3, m]: uniform on a part of the table, and apart."""
-    while True:
-        x, y = random.uniform(*_CUBE_X, 3), random.uniform(*_CUBE_Y, 3)
-        gaps = np.hypot(x - np.roll(x, 1), y - np.roll(y, 1))
-        if gaps.min() > _CUBE_SEPARATION:
-            return np.stack([x, y, np.full(3, _CUBE_HALF_EDGE)], axis=1)
+def _tinted(rgb: np.ndarray, random: np.random.Generator) -> tuple[float, float, float]:
+    """A colour near another one: its hue and its brightness moved a little."""
+    hue, saturation, value = colorsys.rgb_to_hsv(*rgb.tolist())
+    hue = (hue + random.uniform(-_HUE, _HUE)) % 1.0
+    value = min(1.0, value * (1 + random.uniform(-_SHADE, _SHADE)))
+    return colorsys.hsv_to_rgb(hue, saturation, value)

@@ -162,6 +162,25 @@ def test_after_a_jump_the_first_new_measurement_is_held() -> None:
     assert arm.tick().positions.tolist() == [-1.0, 0.5]
 
 
+def test_a_measurement_from_before_a_jump_back_is_not_held_after_it() -> None:
+    arm = Arm()
+    arm.run(0.1)
+    before_ns = arm.now_ns
+    arm.measuring = False
+    arm.now_ns -= 10 * NS_PER_S
+    arm.tick()
+    old, new = np.array([0.7, 0.7]), np.array([-1.0, 0.5])
+    arm.controller.measure(old, before_ns, arm.now_ns)
+    assert arm.tick().positions.tolist() == HOME.tolist()
+    arm.controller.measure(new, arm.now_ns, arm.now_ns)
+    assert arm.tick().positions.tolist() == new.tolist()
+    # Stamps that are a little ahead are of this clock.
+    arm.now_ns -= 10 * NS_PER_S
+    arm.tick()
+    arm.controller.measure(old, arm.now_ns + NS_PER_S // 2, arm.now_ns)
+    assert arm.tick().positions.tolist() == old.tolist()
+
+
 def test_after_a_jump_back_plans_count_from_wherever_they_do() -> None:
     arm = Arm()
     arm.controller.accept(ramp(plan_id=50), arm.now_ns)

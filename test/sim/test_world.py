@@ -10,7 +10,8 @@ import pytest
 from cosmos3_ros.policy.embodiment import load_embodiment
 from cosmos3_ros.sim.pace import TOLERATED_LAG_S, Pace
 from cosmos3_ros.sim.world import (
-    CAMERA,
+    CAMERAS,
+    CUBE_HALF_EDGE_M,
     CUBES,
     GRIPPER_JOINT,
     GRIPPER_OPEN_M,
@@ -18,10 +19,10 @@ from cosmos3_ros.sim.world import (
     JOINTS,
     STEP_RATE_HZ,
     STEPS_PER_FRAME,
+    RenderError,
     World,
 )
 
-CUBE_HALF_EDGE = 0.025
 UP = np.array([0, 0, 1])
 
 
@@ -63,19 +64,20 @@ def panda_fingertip(joints: np.ndarray) -> np.ndarray:
     return (pose @ [0, 0, 0.107 + 0.1034, 1])[:3]
 
 
-def project(world: World, points: np.ndarray) -> np.ndarray:
-    """Points in the base frame [n, 3, m] to pixels [n, 2], x right, y down."""
-    camera = world.model.camera(CAMERA).id
+def project(world: World, points: np.ndarray, name: str) -> np.ndarray:
+    """Points in the base frame [n, 3, m] to pixels [n, 2] of a camera, x right, y down."""
+    camera = world.model.camera(name).id
     seen = (points - world.data.cam_xpos[camera]) @ world.data.cam_xmat[camera].reshape(3, 3)
     # MuJoCo's cameras look along -z with y up.
     x, y, depth = seen[:, 0], -seen[:, 1], -seen[:, 2]
-    k = world.intrinsics
+    k = world.intrinsics(name)
     return np.stack([k.focal * x / depth + k.cx, k.focal * y / depth + k.cy], axis=1)
 
 
 def colour_mask(frame: np.ndarray, cube: int) -> np.ndarray:
     others = np.delete(frame.astype(int), cube, axis=-1).max(axis=-1)
-    return frame[..., cube].astype(int) > 1.8 * others + 20
+    mask: np.ndarray = frame[..., cube].astype(int) > 1.6 * others + 15
+    return mask
 
 
 def test_the_fingertip_is_where_frankas_kinematics_put_it(world: World) -> None:
@@ -99,15 +101,16 @@ def test_velocities_are_the_slope_of_the_positions(world: World) -> None:
     command_arm(world, HOME + 0.2)
     world.command({GRIPPER_JOINT: 0.0})
     world.step(10)
-    before, velocities = world.positions, world.velocities
+    before = world.positions
     world.step()
     slope = (world.positions - before) * STEP_RATE_HZ
-    np.testing.assert_allclose(slope[:7], world.velocities[:7], atol=1e-4)
-    np.testing.assert_allclose(slope[7], velocities[7], atol=1e-9)
+    # Two steps of the physics: their mean is near to the last one's.
+    np.testing.assert_allclose(slope[:7], world.velocities[:7], rtol=0.08)
+    assert slope[7] < -0.05 and world.velocities[7] == pytest.approx(slope[7], rel=0.1)
 
 
 def test_the_arm_stays_within_its_limits(world: World) -> None:
-    body = load_embodiment("sim_panda")
+    body = load_embodiment("pico_panda")
     lower, upper = body.lower[:7], body.upper[:7]
     for limit, away in ((lower, -100.0), (upper, 100.0)):
         world.place_arm(np.clip(limit, lower + 0.3, upper - 0.3))
@@ -140,23 +143,86 @@ def test_joints_that_do_not_exist_and_positions_that_are_not_finite_are_refused(
     assert world.positions[7] < 0.001
 
 
-def test_the_gripper_covers_half_of_its_way_in_each_frame(world: World) -> None:
+def test_the_fingers_close_and_open_together_within_half_a_second(world: World) -> None:
     assert world.positions[7] == GRIPPER_OPEN_M
-    world.command({GRIPPER_JOINT: -1.0})
-    for share in (0.5, 0.25, 0.125):
-        world.step(STEPS_PER_FRAME)
-        assert world.positions[7] == pytest.approx(share * GRIPPER_OPEN_M)
+    for target, reached in ((-1.0, 0.0), (1.0, GRIPPER_OPEN_M)):
+        world.command({GRIPPER_JOINT: target})
+        world.step(STEP_RATE_HZ // 2)
+        left, right = world.data.qpos[7:9]
+        assert left == pytest.approx(reached, abs=0.001)
+        assert right == pytest.approx(left, abs=0.001)
 
 
-def test_the_fingertip_stops_at_a_cube(world: World) -> None:
-    cube = world.cubes[0]
-    joints = world.inverse_kinematics(cube + 0.10 * UP)
-    world.place_arm(joints)
+def approach(world: World, cube: int, above_m: float) -> None:
+    """Command the arm, which is over a cube, down to so far above its centre; wait until there."""
+    target = world.cubes[cube] + above_m * UP
+    joints = world.positions[:7]
     for _ in range(8):
-        joints = world.inverse_kinematics(cube, joints)
+        joints = world.inverse_kinematics(target, joints)
     command_arm(world, joints)
     world.step(STEP_RATE_HZ)
-    assert world.fingertip[2] > 2 * CUBE_HALF_EDGE
+
+
+def hover(world: World, cube: int) -> None:
+    joints = world.inverse_kinematics(world.cubes[cube] + 0.12 * UP)
+    world.place_arm(world.inverse_kinematics(world.cubes[cube] + 0.12 * UP, joints))
+
+
+@pytest.mark.parametrize("cube", range(3))
+def test_closed_fingers_hold_a_cube_and_lift_it_and_open_ones_do_not(
+    world: World, cube: int
+) -> None:
+    for closing, height in ((False, 0.0), (True, 0.12)):
+        world.reset(6)
+        hover(world, cube)
+        rest = world.cubes[cube, 2]
+        approach(world, cube, 0.0)
+        assert world.cube_distances[cube] < 0.012
+        if closing:
+            world.command({GRIPPER_JOINT: 0.0})
+            world.step(STEP_RATE_HZ // 2)
+            assert world.contacts == {CUBES[cube]}
+            assert world.positions[7] == pytest.approx(CUBE_HALF_EDGE_M, abs=0.003)
+        approach(world, cube, 0.12)
+        world.step(2 * STEP_RATE_HZ)
+        assert world.cubes[cube, 2] - rest == pytest.approx(height, abs=0.02)
+        assert world.contacts == ({CUBES[cube]} if closing else set())
+
+
+def test_a_scene_looks_different_and_stands_the_same(world: World) -> None:
+    world.reset(1, 1)
+    looks = [world.model.geom_rgba.copy(), world.model.light_pos.copy(), world.model.cam_pos.copy()]
+    placed = [world.cubes, world.positions]
+    world.reset(1, 2)
+    others = [world.model.geom_rgba, world.model.light_pos, world.model.cam_pos]
+    for one, other in zip(looks, others, strict=True):
+        assert not np.array_equal(one, other)
+        assert np.abs(one - other).max() < 1.01, "a little, not another world"
+    world.reset(1, 1)
+    for one, same in zip(placed, [world.cubes, world.positions], strict=True):
+        np.testing.assert_array_equal(one, same)
+
+
+def test_practice_begins_beside_a_cube_now_and_then(world: World) -> None:
+    def low(practice: bool) -> int:
+        count = 0
+        for episode in range(60):
+            world.reset(3, episode, practice=practice)
+            count += world.fingertip[2] < 0.16
+        return count
+
+    assert low(practice=False) == 0
+    assert 12 <= low(practice=True) <= 40
+
+
+def test_closed_fingers_stop_at_a_cube_and_touch_it(world: World) -> None:
+    hover(world, 0)
+    world.command({GRIPPER_JOINT: 0.0})
+    world.step(STEP_RATE_HZ // 2)
+    assert world.contacts == set()
+    approach(world, 0, CUBE_HALF_EDGE_M)
+    assert world.contacts == {"red"}
+    assert world.fingertip[2] > 2 * CUBE_HALF_EDGE_M
 
 
 def test_distances_are_measured_from_the_fingertip_to_the_cubes_centres(world: World) -> None:
@@ -172,32 +238,51 @@ def test_distances_are_measured_from_the_fingertip_to_the_cubes_centres(world: W
 
 
 @pytest.mark.parametrize("episode", range(5))
-def test_the_camera_sees_every_cube_where_its_intrinsics_say(world: World, episode: int) -> None:
+def test_the_exterior_camera_sees_every_cube_where_its_intrinsics_say(
+    world: World, episode: int
+) -> None:
     world.reset(4, episode)
     # Folded back, the arm hides nothing.
     world.place_arm(np.array([0, -1.5, 0, -2.8, 0, 1.571, 0.785]))
-    frame = world.frame()
+    frame = world.frame("exterior")
+    for cube in range(3):
+        assert_outlined(world, frame, cube, "exterior")
+
+
+@pytest.mark.parametrize("cube", range(3))
+def test_the_wrist_camera_sees_the_cube_below_it_where_its_intrinsics_say(
+    world: World, cube: int
+) -> None:
+    hover(world, cube)
+    assert_outlined(world, world.frame("wrist"), cube, "wrist", whole=False)
+
+
+def assert_outlined(
+    world: World, frame: np.ndarray, cube: int, camera: str, whole: bool = True
+) -> None:
+    """A cube's pixels lie inside the outline of its corners, and fill it where it is ``whole``."""
     signs = np.array(list(itertools.product((-1, 1), repeat=3)))
-    for cube, centre in enumerate(world.cubes):
-        x, y = np.rint(project(world, centre[None])[0]).astype(int)
-        mask = colour_mask(frame, cube)
-        assert mask[y, x], f"{CUBES[cube]} at ({x}, {y}) is {frame[y, x]}"
-        # A pixel is filled when its centre is inside the outline, give or take the rasteriser's
-        # fixed point: principal points that are half a pixel off fail here.
-        corners = project(world, centre + CUBE_HALF_EDGE * signs)
-        rows, columns = np.nonzero(mask)
-        inside = np.array([columns.min(), rows.min()]) - corners.min(axis=0)
-        inside = np.append(inside, corners.max(axis=0) - [columns.max(), rows.max()])
-        assert (inside > -0.1).all() and (inside < 1.1).all()
+    turn = world.data.xmat[world.model.body(CUBES[cube]).id].reshape(3, 3)
+    corners = world.cubes[cube] + CUBE_HALF_EDGE_M * signs @ turn.T
+    outline = project(world, corners, camera)
+    mask = colour_mask(frame, cube)
+    rows, columns = np.nonzero(mask)
+    assert len(rows) > 30, f"{CUBES[cube]} is not seen"
+    # A pixel is filled when its centre is inside the outline, give or take the rasteriser's
+    # fixed point: principal points that are half a pixel off fail here.
+    inside = np.array([columns.min(), rows.min()]) - outline.min(axis=0)
+    inside = np.append(inside, outline.max(axis=0) - [columns.max(), rows.max()])
+    assert (inside > -0.1).all(), inside
+    assert not whole or (inside < 1.1).all(), inside
 
 
 def test_a_seed_makes_one_scene_and_one_picture(world: World) -> None:
     def episode(seed: int, number: int) -> list[np.ndarray]:
         world.reset(seed, number)
-        start = [world.cubes, world.positions, world.frame()]
+        start = [world.cubes, world.positions, *map(world.frame, CAMERAS)]
         command_arm(world, HOME)
         world.step(60)
-        return [*start, world.positions, world.frame()]
+        return [*start, world.positions, *map(world.frame, CAMERAS)]
 
     first = episode(8, 3)
     others = [episode(8, 4), episode(9, 3)]
@@ -211,20 +296,20 @@ def test_scenes_have_cubes_apart_on_the_table_and_the_fingertip_above(world: Wor
     for episode in range(50):
         world.reset(2, episode)
         x, y, z = world.cubes.T
-        assert (x > 0.36).all() and (x < 0.62).all() and (abs(y) < 0.24).all()
-        assert (z == CUBE_HALF_EDGE).all()
+        assert (x > 0.38).all() and (x < 0.62).all() and (abs(y) < 0.22).all()
+        assert (abs(z - CUBE_HALF_EDGE_M) < 1e-9).all()
         apart = [np.linalg.norm(a - b) for a, b in itertools.combinations(world.cubes, 2)]
-        assert min(apart) > 0.11
+        assert min(apart) > 0.12
         assert 0.12 < world.fingertip[2] < 0.40
         assert world.cube_distances.min() > 0.08
         np.testing.assert_array_equal(world.velocities, 0)
 
 
 def test_the_world_is_the_robot_of_its_embodiment(world: World) -> None:
-    body = load_embodiment("sim_panda")
+    body = load_embodiment("pico_panda")
     assert body.joints == JOINTS
-    np.testing.assert_array_equal(world.model.actuator_ctrlrange[:, 0], body.lower[:7])
-    np.testing.assert_array_equal(world.model.actuator_ctrlrange[:, 1], body.upper[:7])
+    np.testing.assert_array_equal(world.model.actuator_ctrlrange[:7, 0], body.lower[:7])
+    np.testing.assert_array_equal(world.model.actuator_ctrlrange[:7, 1], body.upper[:7])
     assert body.gripper is not None
     assert (body.gripper.joint, body.gripper.open, body.gripper.closed) == (
         GRIPPER_JOINT,
@@ -232,11 +317,17 @@ def test_the_world_is_the_robot_of_its_embodiment(world: World) -> None:
         0.0,
     )
     assert body.rate_hz == STEP_RATE_HZ / STEPS_PER_FRAME
-    assert world.model.opt.timestep == pytest.approx(1 / STEP_RATE_HZ, rel=1e-5)
-    (view,) = body.cameras
-    camera = world.intrinsics
-    assert (view.name, view.width, view.height) == (CAMERA, camera.width, camera.height)
-    assert world.frame().shape == (camera.height, camera.width, 3)
+    assert world.model.opt.timestep == pytest.approx(1 / STEP_RATE_HZ / 2, rel=1e-5)
+    assert {view.name: (view.width, view.height) for view in body.cameras} == CAMERAS
+    for name, (width, height) in CAMERAS.items():
+        assert world.frame(name).shape == (height, width, 3)
+        intrinsics = world.intrinsics(name)
+        assert (intrinsics.width, intrinsics.height) == (width, height)
+
+
+def test_a_world_that_does_not_render_says_so() -> None:
+    with pytest.raises(RenderError, match="made with render=False"):
+        World(render=False).frame("wrist")
 
 
 class ManualClock:
