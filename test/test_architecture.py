@@ -20,14 +20,20 @@ ARROWS = {
     "control": ("control",),
     "engine": ("engine",),
     "replay": ("replay", "policy"),
-    "sim": ("sim", "policy.embodiment", "msg"),
+    "sim": ("sim", "policy", "control", "engine.backends", "engine.bundle", "msg"),
+    "training": ("training", "policy", "engine", "replay.episode", "replay.lerobot"),
 }
 EVERYBODYS = ("resources", "processes")
-# Two nodes read and write bags, and the demo reports as a replay does.
+# Two nodes read and write bags, the demo reports as a replay does, the examiner hears chunks, and
+# a training begins with the simulated arm's demonstrations and with what an export begins with.
 ALSO = {
     "nodes.player_node": ("replay.bags",),
     "nodes.recorder_node": ("replay.bags",),
-    "sim.demo": ("replay.report", "replay.summary"),
+    "sim.demo": ("replay.outcomes", "replay.report", "replay.summary"),
+    "sim.examiner": ("nodes.chunks",),
+    "training.episodes": ("sim",),
+    "training.open_loop": ("export_command",),
+    "training.run": ("export_command",),
 }
 
 ROS_PACKAGES = {
@@ -90,10 +96,10 @@ def test_ros_is_imported_by_nodes_and_simulation_alone() -> None:
     assert set(with_ros) <= set(in_rooms("nodes", "sim"))
 
 
-def test_torch_and_diffusers_are_imported_by_the_export_alone() -> None:
+def test_torch_and_diffusers_are_imported_by_export_and_training_alone() -> None:
     heavy = {name_of(path) for path in MODULES if others(path) & EXPORT_PACKAGES}
     assert heavy
-    assert all(name.startswith("engine.export") for name in heavy), heavy
+    assert all(name.startswith(("engine.export", "training.")) for name in heavy), heavy
 
 
 def test_control_imports_nothing_of_ours() -> None:
@@ -101,7 +107,10 @@ def test_control_imports_nothing_of_ours() -> None:
         assert all(begins_with(name, ("control",)) for name in ours(path)), name_of(path)
 
 
-@pytest.mark.parametrize("module", ["nodes.policy_node", "nodes.controller_node", "cli"])
+@pytest.mark.parametrize(
+    "module",
+    ["nodes.policy_node", "nodes.controller_node", "cli", "sim.eval", "sim.demo", "sim.sim_node"],
+)
 def test_the_robots_processes_load_neither_torch_nor_diffusers(module: str) -> None:
     code = (
         f"import sys, cosmos3_ros.{module}\nprint(*sorted(set(sys.modules) & {EXPORT_PACKAGES!r}))"

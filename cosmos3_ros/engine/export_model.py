@@ -192,12 +192,13 @@ def byte_level_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    return _chatml(
+    return chatml(
         tokenizer_object=tokenizer, additional_special_tokens=["<|im_start|>", _VISION_START]
     )
 
 
-def _chatml(**arguments: Any) -> PreTrainedTokenizerFast:
+def chatml(**arguments: Any) -> PreTrainedTokenizerFast:
+    """A bare tokenizer (``tokenizer_object`` or ``tokenizer_file``) with the ChatML template."""
     tokenizer = PreTrainedTokenizerFast(eos_token=_END, pad_token=_PAD, **arguments)
     tokenizer.chat_template = CHATML
     return tokenizer
@@ -291,7 +292,7 @@ def _checkpoint_tokenizer(recipe: Recipe, folder: Path) -> PreTrainedTokenizerBa
         )
     if kind == "checkpoint":
         return AutoTokenizer.from_pretrained(place)
-    return _chatml(tokenizer_file=str(place))
+    return chatml(tokenizer_file=str(place))
 
 
 def flow_scheduler(recipe: Recipe, config: dict[str, Any]) -> UniPCMultistepScheduler:

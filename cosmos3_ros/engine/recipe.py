@@ -110,6 +110,7 @@ class Recipe:
     layers_per_part: Mapping[str, int]
     quantisation: QuantisationRecipe
     model: ModelRecipe
+    training: Mapping[str, Any] = field(default_factory=dict)
 
 
 _REQUIRED = ("name", "embodiment", "chunk", "sampler", "text_tokens", "model")
@@ -124,6 +125,7 @@ _OPTIONAL = (
     "frame_latents",
     "layers_per_part",
     "quantisation",
+    "training",
 )
 
 
@@ -182,6 +184,7 @@ def load_recipe(path: str | Path) -> Recipe:
             vae=model.get("vae") or {},
             scheduler=model.get("scheduler") or {},
         ),
+        training=data.get("training") or {},
     )
 
 
@@ -201,6 +204,7 @@ def save_recipe(recipe: Recipe, path: Path) -> None:
         "layers_per_part": dict(recipe.layers_per_part),
         "quantisation": recipe.precision in QUANTISED
         and {"keep": list(quantisation.keep), "ranges": dict(quantisation.ranges)},
+        "training": dict(recipe.training),
     }
     data = {
         "name": recipe.name,

@@ -139,8 +139,7 @@ def load_episode(dataset: Dataset, index: int) -> Episode:
     """Read one episode. Raises LeRobotError when there is none of this index, or it is broken."""
     try:
         meta = _episode_meta(dataset, index)
-        place = {kind: int(meta.get(f"data/{kind}_index") or 0) for kind in ("chunk", "file")}
-        data_file = dataset.path / _formatted(dataset.data_path, place)
+        (data_file,) = _data_files(dataset, [meta]).values()
         rows = pq.read_table(data_file, filters=[("episode_index", "=", index)])
         tasks = _tasks(dataset)
     except (OSError, pa.ArrowException, KeyError) as error:
@@ -151,6 +150,54 @@ def load_episode(dataset: Dataset, index: int) -> Episode:
     episode = Episode(dataset, index, rows, meta, tasks)
     _check_rows(episode)
     return episode
+
+
+def load_episodes(dataset: Dataset) -> list[Episode]:
+    """Read all episodes, in their order, each file once.
+
+    Raises LeRobotError when there is none, or one is broken.
+    """
+    try:
+        metas = sorted(_episode_metas(dataset), key=lambda meta: int(meta["episode_index"]))
+        tables = {place: pq.read_table(file) for place, file in _data_files(dataset, metas).items()}
+        tasks = _tasks(dataset) if metas else {}
+        episodes = [
+            Episode(dataset, meta["episode_index"], rows, meta, tasks)
+            for meta in metas
+            for rows in [_rows_of(tables[_data_place(meta)], meta["episode_index"])]
+        ]
+    except (OSError, pa.ArrowException, KeyError) as error:
+        raise LeRobotError(
+            f"'{dataset.path}' cannot be read: {error}; expected LeRobot's {FORMAT_VERSION} "
+            "layout, is the download whole?"
+        ) from error
+    if not episodes:
+        raise LeRobotError(f"data set '{dataset.path}' has no episodes; expected at least one")
+    for episode in episodes:
+        _check_rows(episode)
+    return episodes
+
+
+def _data_place(meta: Mapping[str, Any]) -> tuple[int, int]:
+    """Chunk and file of an episode's rows."""
+    return int(meta.get("data/chunk_index") or 0), int(meta.get("data/file_index") or 0)
+
+
+def _data_files(dataset: Dataset, metas: list[dict[str, Any]]) -> dict[tuple[int, int], Path]:
+    return {
+        (chunk, file): dataset.path / _formatted(dataset.data_path, {"chunk": chunk, "file": file})
+        for chunk, file in {_data_place(meta) for meta in metas}
+    }
+
+
+def _rows_of(table: pa.Table, index: int) -> pa.Table:
+    """An episode's rows, which stand together."""
+    there = np.flatnonzero(np.asarray(table["episode_index"]) == index)
+    if not len(there):
+        return table.slice(0, 0)
+    if there[-1] - there[0] + 1 != len(there):
+        return table.take(there)
+    return table.slice(int(there[0]), len(there))
 
 
 def _check_rows(episode: Episode) -> None:
@@ -171,17 +218,21 @@ def _check_rows(episode: Episode) -> None:
 def _episode_meta(dataset: Dataset, index: int) -> dict[str, Any]:
     """The row of ``meta/episodes`` for an episode, without its statistics."""
     found: list[int] = []
-    for file in sorted((dataset.path / "meta" / "episodes").glob("*/*.parquet")):
-        names = pq.read_schema(file).names
-        columns = [name for name in names if not name.startswith("stats/")]
-        for row in pq.read_table(file, columns=columns).to_pylist():
-            if row["episode_index"] == index:
-                return dict(row)
-            found.append(row["episode_index"])
+    for row in _episode_metas(dataset):
+        if row["episode_index"] == index:
+            return row
+        found.append(row["episode_index"])
     there = f"{min(found)} to {max(found)}" if found else "none"
     raise LeRobotError(
         f"data set '{dataset.path}' has no episode {index}; it has {there} (--episode)"
     )
+
+
+def _episode_metas(dataset: Dataset) -> Iterator[dict[str, Any]]:
+    for file in sorted((dataset.path / "meta" / "episodes").glob("*/*.parquet")):
+        names = pq.read_schema(file).names
+        columns = [name for name in names if not name.startswith("stats/")]
+        yield from pq.read_table(file, columns=columns).to_pylist()
 
 
 def _tasks(dataset: Dataset) -> dict[int, str]:

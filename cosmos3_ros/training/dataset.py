@@ -1,0 +1,150 @@
+"""Demonstrations to train on: a LeRobot v3 data set of the embodiment's robot, checked first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cosmos3_ros.engine.session import Contract
+from cosmos3_ros.policy.canvas import Composer, Fitter
+from cosmos3_ros.policy.embodiment import Embodiment
+from cosmos3_ros.replay.episode import Episode, LeRobotError, load_dataset, load_episodes
+from cosmos3_ros.replay.lerobot import camera_name
+
+STATE, ACTION = "observation.state", "action"
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A chunk's worth of an episode: its frames ``first`` .. ``first`` + chunk."""
+
+    episode: int
+    first: int
+
+
+class Demonstrations:
+    """The episodes of a data set that are long enough for a chunk, in the embodiment's terms.
+
+    ``states``, ``actions``: physical [n, width] for each episode. ``instructions``: one a frame.
+    ``too_short``: how many episodes are left out.
+    """
+
+    def __init__(self, path: Path, embodiment: Embodiment, contract: Contract) -> None:
+        """Raises LeRobotError for a data set that does not fit, naming what it was."""
+        dataset = load_dataset(path)
+        _require_robot(dataset.features, path, embodiment)
+        if abs(dataset.fps - contract.fps) > 1e-6:
+            raise LeRobotError(
+                f"data set '{path}' has {dataset.fps:g} frames a second; expected "
+                f"{contract.fps:g}, the rate of embodiment '{embodiment.name}' or the recipe's fps"
+            )
+        self._keys = _camera_keys(dataset.cameras, path, embodiment)
+        self._embodiment, self._contract = embodiment, contract
+        self.chunk = contract.chunk
+        found = load_episodes(dataset)
+        self.episodes = [episode for episode in found if len(episode.rows) > contract.chunk]
+        self.too_short = len(found) - len(self.episodes)
+        if not self.episodes:
+            raise LeRobotError(
+                f"data set '{path}': none of its {len(found)} episodes has more than "
+                f"{contract.chunk} frames; expected a chunk and the frame before it"
+            )
+        for episode in self.episodes:
+            _require_videos(episode, self._keys)
+        self.states = [_numbers(episode, STATE, embodiment) for episode in self.episodes]
+        self.actions = [_numbers(episode, ACTION, embodiment) for episode in self.episodes]
+        self.instructions = [_instructions(episode) for episode in self.episodes]
+
+    def __len__(self) -> int:
+        return len(self.episodes)
+
+    def canvases(self, index: int) -> np.ndarray:
+        """The canvas of every frame, uint8 RGB [n,H,W,3], as the policy composes it.
+
+        Several threads may call this.
+        """
+        robot = self._embodiment
+        compose = Composer(robot)
+        fit = Fitter(robot.canvas_height, robot.canvas_width, self._contract)
+        episode = self.episodes[index]
+        pictures = zip(*(episode.frames(key) for key in self._keys.values()), strict=True)
+        return np.stack(
+            [fit(compose(dict(zip(self._keys, shown, strict=True)))).copy() for shown in pictures]
+        )
+
+    def draw_clips(self, episode: int, count: int, seed: int) -> list[Clip]:
+        """``count`` clips of an episode, spread over it: one in each of as many equal parts."""
+        random = np.random.default_rng((seed, episode))
+        room = len(self.episodes[episode].rows) - self.chunk
+        bounds = np.linspace(0, room, count + 1)
+        firsts = (random.uniform(low, high) for low, high in pairwise(bounds))
+        return [Clip(episode, min(int(first), room - 1)) for first in firsts]
+
+
+def _require_robot(
+    features: Mapping[str, Mapping[str, Any]], path: Path, embodiment: Embodiment
+) -> None:
+    gripper = embodiment.gripper
+    joints = [*embodiment.joints, *([gripper.joint] if gripper else [])]
+    for column in (STATE, ACTION):
+        names = _flat(features.get(column, {}).get("names"))
+        if names and names != joints:
+            raise LeRobotError(
+                f"data set '{path}': '{column}' names {', '.join(names)}; expected "
+                f"{', '.join(joints)}, the joints of embodiment '{embodiment.name}': train with "
+                "the embodiment of the robot that the episodes were recorded on"
+            )
+
+
+def _flat(names: Any) -> list[str]:
+    """LeRobot writes a list of names, or lists of them under headings; some leave them out."""
+    if isinstance(names, dict):
+        return [name for group in names.values() for name in _flat(group)]
+    return [str(name) for name in names or ()]
+
+
+def _camera_keys(keys: list[str], path: Path, embodiment: Embodiment) -> dict[str, str]:
+    by_name = {camera_name(key): key for key in keys}
+    missing = [view.name for view in embodiment.cameras if view.name not in by_name]
+    if missing:
+        raise LeRobotError(
+            f"data set '{path}' has cameras {', '.join(by_name) or 'none'}; expected "
+            f"{', '.join(view.name for view in embodiment.cameras)}, those of embodiment "
+            f"'{embodiment.name}'"
+        )
+    return {view.name: by_name[view.name] for view in embodiment.cameras}
+
+
+def _require_videos(episode: Episode, keys: Mapping[str, str]) -> None:
+    for key in keys.values():
+        file = episode.video_file(key)
+        if not file.is_file():
+            raise LeRobotError(
+                f"episode {episode.index} has no video '{file}'; get the missing videos, or train "
+                "on a data set that has them"
+            )
+
+
+def _numbers(episode: Episode, column: str, embodiment: Embodiment) -> np.ndarray:
+    values = episode.numbers(column)
+    if values.shape[1] != embodiment.width:
+        raise LeRobotError(
+            f"column '{column}' of episode {episode.index} holds {values.shape[1]} numbers a row; "
+            f"expected {embodiment.width}, the channels of embodiment '{embodiment.name}'"
+        )
+    return values
+
+
+def _instructions(episode: Episode) -> list[str]:
+    said = episode.instructions
+    if not all(said):
+        raise LeRobotError(
+            f"episode {episode.index} of '{episode.dataset.path}' has no instruction at frame "
+            f"{said.index('')}; expected a task for every frame"
+        )
+    return said

@@ -1,0 +1,146 @@
+"""Demonstrations of the simulated arm: the scripted expert's episodes as a LeRobot v3 data set."""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from cosmos3_ros.policy.embodiment import Embodiment, load_embodiment
+from cosmos3_ros.replay.episode import LeRobotError
+from cosmos3_ros.sim.expert import RATE_HZ, Expert, closedness, finger_position
+from cosmos3_ros.sim.tasks import COLOURS, KINDS, SUCCESS, WORDINGS, Judge, Task, draw_task
+from cosmos3_ros.sim.world import CAMERAS, GRIPPER_JOINT, JOINTS, STEPS_PER_FRAME, World
+from cosmos3_ros.training.dataset_writer import Layout, Recording, finish, is_written, write_file
+
+EMBODIMENT = "pico_panda"
+EPISODES_PER_FILE = 50
+# After the goal the expert goes on for so long, so that a policy sees what to do there [frames].
+_STAYS = 14
+# Clips of a chunk's length begin anywhere: an episode has room for some of them [frames].
+_SHORTEST = 24
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("out", type=Path, help="folder of the data set")
+    parser.add_argument("--episodes", type=int, default=200, help="how many (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the scenes (default: %(default)s)")
+    parser.add_argument(
+        "--processes", type=int, default=2, help="that share the work (default: %(default)s)"
+    )
+
+
+def main(args: argparse.Namespace) -> int:
+    make_episodes(args.out, args.episodes, args.seed, args.processes)
+    print(f"{args.out}: {args.episodes} episodes of embodiment '{EMBODIMENT}'")
+    return 0
+
+
+def make_episodes(out: Path, episodes: int, seed: int, processes: int = 2) -> None:
+    """Write ``episodes`` demonstrations, or what is missing of them.
+
+    Raises LeRobotError where there is another data set, or a number that makes none.
+    """
+    if episodes < 1 or processes < 1:
+        raise LeRobotError(
+            f"{episodes} episodes by {processes} processes; expected at least one of both"
+        )
+    plan = out / "demonstrations.txt"
+    made_as = f"{episodes} episodes, seed {seed}\n"
+    if out.exists() and (not plan.is_file() or plan.read_text() != made_as):
+        raise LeRobotError(
+            f"'{out}' exists and is not a data set of {made_as.strip()}; name another folder, or "
+            "remove it"
+        )
+    if (out / "meta" / "info.json").is_file():
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    plan.write_text(made_as)
+    files = -(-episodes // EPISODES_PER_FILE)
+    missing = [index for index in range(files) if not is_written(out, index)]
+    write = partial(_write_file, out, episodes, seed)
+    with tqdm(desc="episodes", unit="episode", total=episodes, disable=None) as bar:
+        bar.update((files - len(missing)) * EPISODES_PER_FILE)
+        # A renderer belongs to one process; it does not survive a fork.
+        with multiprocessing.get_context("spawn").Pool(processes) as pool:
+            for count in pool.imap_unordered(write, missing):
+                bar.update(count)
+    finish(out, layout(load_embodiment(EMBODIMENT)), files)
+
+
+def layout(embodiment: Embodiment) -> Layout:
+    """What every demonstration has: the embodiment's cameras, joints and gripper."""
+    return Layout(
+        robot=embodiment.name,
+        fps=round(RATE_HZ),
+        cameras=CAMERAS,
+        channels=(*JOINTS, GRIPPER_JOINT),
+        tasks=tuple(
+            wording.format(colour)
+            for kind in KINDS
+            for colour in COLOURS
+            for wording in WORDINGS[kind]
+        ),
+    )
+
+
+def demonstrations(
+    world: World, seed: int, episodes: range
+) -> Iterator[tuple[Task, Recording, bool]]:
+    """The expert's episodes: task, what was recorded, and whether it got there."""
+    for episode in episodes:
+        random = np.random.default_rng((seed, episode))
+        task = draw_task(random)
+        world.reset(seed, episode, practice=True)
+        yield task, *_demonstrate(world, task, random)
+
+
+def _write_file(out: Path, episodes: int, seed: int, file_index: int) -> int:
+    first = file_index * EPISODES_PER_FILE
+    wanted = range(first, min(first + EPISODES_PER_FILE, episodes))
+    world = World()
+    recorded = [recording for _, recording, _ in demonstrations(world, seed, wanted)]
+    write_file(out, layout(load_embodiment(EMBODIMENT)), file_index, recorded)
+    return len(wanted)
+
+
+def _demonstrate(world: World, task: Task, random: np.random.Generator) -> tuple[Recording, bool]:
+    expert, judge = Expert(world, task, random), Judge(task)
+    frames: dict[str, list[np.ndarray]] = {camera: [] for camera in CAMERAS}
+    states, actions = [], []
+    left = round(task.limit_s * RATE_HZ)
+    while left > 0:
+        for camera, seen in frames.items():
+            seen.append(world.frame(camera))
+        positions = world.positions
+        action = expert.act()
+        states.append(np.append(positions[:7], closedness(float(positions[7]))))
+        actions.append(action)
+        _obey(world, action)
+        touched = _advance(world)
+        undecided = judge.verdict is None
+        judge.see(len(states) / RATE_HZ, touched, world.cubes, world.cube_distances)
+        left -= 1
+        if undecided and judge.verdict is not None:
+            left = max(_STAYS, _SHORTEST - len(states))
+    recording = Recording(frames, np.array(states), np.array(actions), task.instruction)
+    return recording, judge.verdict == SUCCESS
+
+
+def _obey(world: World, action: np.ndarray) -> None:
+    gripper = finger_position(float(action[7]))
+    world.command(dict(zip(JOINTS, action[:7].tolist(), strict=True)) | {GRIPPER_JOINT: gripper})
+
+
+def _advance(world: World) -> frozenset[str]:
+    """One frame on; the cubes touched meanwhile."""
+    touched: frozenset[str] = frozenset()
+    for _ in range(STEPS_PER_FRAME):
+        world.step()
+        touched |= world.contacts
+    return touched

@@ -1,0 +1,185 @@
+"""What a data set has to be to be trained on, and what is refused of one that is not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from bundles import Exported
+from training_parts import FRAMES, PICO_PANDA, TASKS, recording, write_demonstrations
+
+from cosmos3_ros.engine.session import Contract
+from cosmos3_ros.replay.episode import LeRobotError, load_dataset, load_episode, load_episodes
+from cosmos3_ros.training.dataset import ACTION, STATE, Demonstrations
+
+
+@pytest.fixture(scope="module")
+def contract(pico: Exported) -> Contract:
+    return pico.bundle.manifest.contract
+
+
+def edited(path: Path, change: Callable[[pa.Table], pa.Table], file: str) -> Path:
+    target = path / file
+    pq.write_table(change(pq.read_table(target)), target)
+    return path
+
+
+def replaced(column: str, values: Callable[[list[Any]], list[Any]]) -> Callable[..., pa.Table]:
+    def change(table: pa.Table) -> pa.Table:
+        index = table.column_names.index(column)
+        return table.set_column(index, column, pa.array(values(table[column].to_pylist())))
+
+    return change
+
+
+FIRST, SECOND = (f"data/chunk-000/file-00{i}.parquet" for i in (0, 1))
+
+
+def test_demonstrations_are_what_was_recorded(tmp_path: Path, contract: Contract) -> None:
+    shown = Demonstrations(write_demonstrations(tmp_path / "data"), PICO_PANDA, contract)
+    assert len(shown) == 4 and shown.too_short == 0
+    for i in range(4):
+        recorded = recording(i, TASKS[i % 3])
+        np.testing.assert_allclose(shown.states[i], recorded.states, atol=1e-6)
+        np.testing.assert_allclose(shown.actions[i], recorded.actions, atol=1e-6)
+        assert shown.instructions[i] == [recorded.instruction] * FRAMES
+        canvases = shown.canvases(i)
+        assert canvases.shape == (FRAMES, 96, 192, 3)
+        for view in PICO_PANDA.cameras:
+            cell = canvases[:, view.y : view.y + view.height, view.x : view.x + view.width]
+            off = cell.astype(float) - np.stack(recorded.frames[view.name])
+            assert np.abs(off).mean() < 2, "the video is near to lossless"
+
+
+def test_all_episodes_are_what_they_are_one_by_one(tmp_path: Path) -> None:
+    dataset = load_dataset(write_demonstrations(tmp_path / "data", 5))
+    episodes = load_episodes(dataset)
+    assert [episode.index for episode in episodes] == list(range(5))
+    for episode in episodes:
+        alone = load_episode(dataset, episode.index)
+        assert episode.rows.equals(alone.rows) and episode.instructions == alone.instructions
+        frames = zip(episode.frames(dataset.cameras[0]), alone.frames(dataset.cameras[0]))  # noqa: B905
+        assert all(np.array_equal(one, same) for one, same in frames)
+
+
+def test_clips_are_spread_over_an_episode_and_stay_inside(
+    tmp_path: Path, contract: Contract
+) -> None:
+    shown = Demonstrations(write_demonstrations(tmp_path / "data"), PICO_PANDA, contract)
+    room = FRAMES - contract.chunk
+    drawn = [shown.draw_clips(1, 2, seed) for seed in range(200)]
+    firsts = np.array([[clip.first for clip in clips] for clips in drawn])
+    assert (firsts[:, 0] < room / 2).all() and (firsts[:, 1] >= room / 2).all()
+    assert set(firsts.ravel().tolist()) == set(range(room))
+    assert shown.draw_clips(1, 2, 7) == drawn[7]
+
+
+def test_short_episodes_are_left_out_and_counted(tmp_path: Path, contract: Contract) -> None:
+    path = write_demonstrations(tmp_path / "data")
+    keep = 10
+    # Episode 1 ends early: its rows, and what its meta says.
+    edited(path, lambda t: t.slice(0, FRAMES + keep), FIRST)
+    meta = "meta/episodes/chunk-000/file-000.parquet"
+    edited(path, replaced("length", lambda lengths: [lengths[0], keep]), meta)
+    shown = Demonstrations(path, PICO_PANDA, contract)
+    assert (len(shown), shown.too_short) == (3, 1)
+    assert [episode.index for episode in shown.episodes] == [0, 2, 3]
+
+
+def refusal(path: Path, contract: Contract) -> str:
+    with pytest.raises(LeRobotError) as refused:
+        Demonstrations(path, PICO_PANDA, contract)
+    return str(refused.value)
+
+
+def test_a_missing_video_is_refused_with_its_path(tmp_path: Path, contract: Contract) -> None:
+    path = write_demonstrations(tmp_path / "data")
+    (video,) = path.glob("videos/*wrist/*/file-001.mp4")
+    video.unlink()
+    said = refusal(path, contract)
+    assert "episode 2 has no video" in said and str(video) in said
+
+
+@pytest.mark.parametrize("column", [STATE, ACTION])
+def test_nan_is_refused_with_its_row(tmp_path: Path, contract: Contract, column: str) -> None:
+    def spoil(rows: list[list[float]]) -> list[list[float]]:
+        rows[FRAMES + 3][2] = float("nan")
+        return rows
+
+    path = edited(write_demonstrations(tmp_path / "data"), replaced(column, spoil), FIRST)
+    said = refusal(path, contract)
+    assert f"column '{column}' of episode 1 is NaN or infinite in row 3" in said
+
+
+def test_ragged_rows_are_refused(tmp_path: Path, contract: Contract) -> None:
+    def cut(rows: list[list[float]]) -> list[list[float]]:
+        rows[4] = rows[4][:-1]
+        return rows
+
+    path = edited(write_demonstrations(tmp_path / "data"), replaced(ACTION, cut), SECOND)
+    assert "column 'action' of episode 2 is no table of numbers" in refusal(path, contract)
+
+
+def test_an_episode_with_rows_missing_is_refused(tmp_path: Path, contract: Contract) -> None:
+    path = edited(write_demonstrations(tmp_path / "data"), lambda t: t.slice(0, 30), FIRST)
+    said = refusal(path, contract)
+    assert f"episode 1 of '{path}' has 8 rows; expected {FRAMES}" in said
+
+
+def test_another_robots_joints_are_refused_by_name(tmp_path: Path, contract: Contract) -> None:
+    joints = tuple(f"ur_joint{i}" for i in range(8))
+    path = write_demonstrations(tmp_path / "data", channels=joints)
+    said = refusal(path, contract)
+    assert "'observation.state' names ur_joint0" in said and "panda_joint1" in said
+
+
+def test_another_number_of_joints_is_refused(tmp_path: Path, contract: Contract) -> None:
+    path = write_demonstrations(tmp_path / "data")
+    info = json.loads((path / "meta" / "info.json").read_text())
+    for column in (STATE, ACTION):
+        info["features"][column]["names"] = None
+    (path / "meta" / "info.json").write_text(json.dumps(info))
+    edited(path, replaced(STATE, lambda rows: [row[:6] for row in rows]), FIRST)
+    said = refusal(path, contract)
+    assert "column 'observation.state' of episode 0 holds 6 numbers a row; expected 8" in said
+
+
+def test_another_rate_is_refused(tmp_path: Path, contract: Contract) -> None:
+    path = write_demonstrations(tmp_path / "data", fps=30)
+    assert "has 30 frames a second; expected 15" in refusal(path, contract)
+
+
+def test_cameras_that_the_embodiment_looks_for_and_that_are_not_there_are_named(
+    tmp_path: Path, contract: Contract
+) -> None:
+    path = write_demonstrations(tmp_path / "data")
+    info = json.loads((path / "meta" / "info.json").read_text())
+    info["features"]["observation.images.top"] = info["features"].pop("observation.images.wrist")
+    (path / "meta" / "info.json").write_text(json.dumps(info))
+    assert "has cameras exterior, top; expected exterior, wrist" in refusal(path, contract)
+
+
+def test_an_episode_without_an_instruction_is_refused(tmp_path: Path, contract: Contract) -> None:
+    path = write_demonstrations(tmp_path / "data")
+    edited(
+        path, replaced("__index_level_0__", lambda tasks: ["", *tasks[1:]]), "meta/tasks.parquet"
+    )
+    said = refusal(path, contract)
+    assert "has no instruction at frame 0" in said
+
+
+def test_a_data_set_of_no_episodes_is_refused(tmp_path: Path, contract: Contract) -> None:
+    path = write_demonstrations(tmp_path / "data")
+    for file in path.glob("meta/episodes/*/*.parquet"):
+        pq.write_table(pq.read_table(file).slice(0, 0), file)
+    assert "has no episodes" in refusal(path, contract)
+
+
+def test_a_folder_that_is_no_data_set_is_refused(tmp_path: Path, contract: Contract) -> None:
+    assert "it has no meta/info.json" in refusal(tmp_path, contract)

@@ -1,0 +1,107 @@
+"""Demonstrations: the expert does what its instruction says, and they are the same every time."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cosmos3_ros.policy.embodiment import load_embodiment
+from cosmos3_ros.replay.episode import LeRobotError, load_dataset, load_episodes
+from cosmos3_ros.sim.world import World
+from cosmos3_ros.training import episodes as module
+from cosmos3_ros.training.dataset_writer import is_written
+from cosmos3_ros.training.episodes import demonstrations, layout, make_episodes
+
+EXPERTS_EPISODES = 40
+
+
+def test_the_expert_does_what_it_is_told() -> None:
+    done = [
+        (task.kind, there) for task, _, there in demonstrations(World(), 9, range(EXPERTS_EPISODES))
+    ]
+    assert sum(there for _, there in done) >= EXPERTS_EPISODES - 1
+    assert {kind for kind, _ in done} == {"touch", "lift", "any"}
+
+
+def test_an_episode_holds_what_the_expert_saw_did_and_was_told() -> None:
+    world = World()
+    robot = load_embodiment("pico_panda")
+    for task, recorded, _ in demonstrations(world, 3, range(3)):
+        count = len(recorded.states)
+        assert count >= 24
+        assert recorded.instruction == task.instruction
+        assert {len(frames) for frames in recorded.frames.values()} == {count}
+        assert recorded.states.shape == recorded.actions.shape == (count, 8)
+        # An action is where the arm is a little later.
+        ahead = np.abs(recorded.states[6:, :7] - recorded.actions[4:-2, :7]).max()
+        assert ahead < np.abs(recorded.states[6:, :7] - recorded.actions[:-6, :7]).max()
+        lower, upper = robot.lower - 1e-6, robot.upper + 1e-6
+        assert ((recorded.actions >= lower) & (recorded.actions <= upper)).all()
+
+
+def test_demonstrations_are_the_same_every_time_and_of_every_number_of_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, processes in (("one", 1), ("two", 2)):
+        make_episodes(tmp_path / name, 3, seed=5, processes=processes)
+    one, two = (load_episodes(load_dataset(tmp_path / name)) for name in ("one", "two"))
+    assert len(one) == len(two) == 3
+    for a, b in zip(one, two, strict=True):
+        assert a.rows.equals(b.rows)
+        for camera in a.dataset.cameras:
+            frames = zip(a.frames(camera), b.frames(camera), strict=True)
+            assert all(np.array_equal(x, y) for x, y in frames)
+    assert one[0].dataset.path.joinpath("meta", "stats.json").is_file()
+
+
+def test_a_killed_run_goes_on_with_what_is_missing(tmp_path: Path) -> None:
+    out = tmp_path / "data"
+    script = (
+        "from cosmos3_ros.training import episodes\nimport sys\nfrom pathlib import Path\n"
+        "if __name__ == '__main__':\n"
+        "    episodes.EPISODES_PER_FILE = 1\n"
+        "    episodes.make_episodes(Path(sys.argv[1]), 6, 2, 1)\n"
+    )
+    file = tmp_path / "make.py"
+    # Workers are fresh interpreters, which have to be told of the size of a file, too.
+    file.write_text(script.replace("if __name__", "episodes.EPISODES_PER_FILE = 1\nif __name__"))
+    command = [sys.executable, str(file), str(out)]
+    process = subprocess.Popen(command, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while not is_written(out, 1):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    subprocess.run(["kill", "-KILL", "--", f"-{process.pid}"], check=True)
+    process.wait()
+    assert not (out / "meta" / "info.json").exists(), "half a data set never looks whole"
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("file-000.mp4")}
+    assert before
+    subprocess.run(command, check=True, timeout=100)
+    assert {path: path.stat().st_mtime_ns for path in before} == before, "made twice"
+    assert len(load_episodes(load_dataset(out))) == 6
+    assert not list(out.rglob(".*"))
+
+
+def test_another_data_set_in_the_folder_is_refused(tmp_path: Path) -> None:
+    make_episodes(tmp_path / "data", 1, seed=0, processes=1)
+    with pytest.raises(LeRobotError, match="is not a data set of 1 episodes, seed 1"):
+        make_episodes(tmp_path / "data", 1, seed=1, processes=1)
+    with pytest.raises(LeRobotError, match="0 episodes by 1 processes"):
+        make_episodes(tmp_path / "none", 0, seed=1, processes=1)
+    assert not (tmp_path / "none").exists()
+
+
+def test_what_lerobot_reads_is_there(tmp_path: Path) -> None:
+    make_episodes(tmp_path / "data", 2, seed=0, processes=1)
+    info = json.loads((tmp_path / "data" / "meta" / "info.json").read_text())
+    assert info["codebase_version"] == "v3.0"
+    assert info["total_episodes"] == 2 and info["total_tasks"] == 108
+    assert info["features"]["action"]["names"][0] == "panda_joint1"
+    assert set(layout(load_embodiment("pico_panda")).tasks) >= {"touch the red cube"}
+    assert info["robot_type"] == module.EMBODIMENT

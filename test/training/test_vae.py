@@ -1,0 +1,130 @@
+"""The VAE's training: whole clips, two stages, and stopping on the way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKLWan
+from training_parts import recording, small_recipe
+
+from cosmos3_ros.engine.recipe import Recipe
+from cosmos3_ros.training.run import new_vae
+from cosmos3_ros.training.runs import Stage, TrainingError, read_curve
+from cosmos3_ros.training.settings import VaeSettings
+from cosmos3_ros.training.vae import (
+    WholeClip,
+    decibel,
+    encode_clips,
+    reconstruct,
+    set_statistics,
+    to_canvases,
+    to_pictures,
+    train_vae,
+)
+
+SETTINGS = VaeSettings(3, 4, 2, 2.5e-3, 8e-4)
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Recipe:
+    return small_recipe(tmp_path)
+
+
+def films() -> list[np.ndarray]:
+    return [np.stack(recording(i, "x").frames["wrist"]) for i in range(3)]
+
+
+def trained(vae: AutoencoderKLWan, folder: Path, settings: VaeSettings = SETTINGS) -> None:
+    folder.mkdir(exist_ok=True)
+    train_vae(Stage(folder, "vae"), vae, films, 17, settings, seed=0, compiled=False)
+
+
+def test_a_clip_in_one_piece_is_the_stock_one_in_chunks(recipe: Recipe) -> None:
+    vae = new_vae(recipe, 0).eval()
+    pictures = torch.rand(2, 3, 17, 64, 96) * 2 - 1
+    with torch.no_grad():
+        expected = vae._encode(pictures)
+        channels = vae.config.z_dim
+        shown = vae._decode(expected[:, :channels], return_dict=False)[0]
+        first = vae._encode(pictures[:, :, :1])[:, :channels]
+        clip = WholeClip(vae)
+        mean, variance = clip.encode(pictures)
+        decoded = clip.decode(mean)
+    torch.testing.assert_close(mean, expected[:, :channels], atol=1e-5, rtol=0)
+    torch.testing.assert_close(variance, expected[:, channels:].clamp(-20, 5), atol=1e-5, rtol=0)
+    torch.testing.assert_close(decoded.clamp(-1, 1), shown, atol=1e-5, rtol=0)
+    # What the policy sees, one picture, is what it was trained on, the first of a clip.
+    torch.testing.assert_close(mean[:, :, :1], first, atol=1e-6, rtol=0)
+
+
+def test_training_makes_pictures_more_like_themselves(recipe: Recipe, tmp_path: Path) -> None:
+    vae = new_vae(recipe, 0)
+    clips = np.stack([film[:17] for film in films()])
+    before = squared_error(vae, clips)
+    trained(vae, tmp_path / "run", VaeSettings(3, 30, 5, 5e-3, 2e-3))
+    assert squared_error(vae, clips) < 0.5 * before
+    curve = read_curve(tmp_path / "run" / "vae.csv")
+    assert [row["step"] for row in curve] == [25]
+    assert curve[0]["psnr_db"] > 5
+
+
+def squared_error(vae: AutoencoderKLWan, clips: np.ndarray) -> float:
+    shown = reconstruct(WholeClip(vae), clips).astype(float)
+    return float(np.square(shown - clips).mean())
+
+
+def test_a_training_that_was_stopped_ends_where_it_would_have_ended(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    whole, halves = new_vae(recipe, 0), new_vae(recipe, 0)
+    trained(whole, tmp_path / "whole")
+    state = tmp_path / "halves" / "vae.state.pt"
+    trained(halves, tmp_path / "halves", VaeSettings(3, 4, 0, 2.5e-3, 8e-4))
+    assert state.is_file()
+    fresh = new_vae(recipe, 99)
+    trained(fresh, tmp_path / "halves")
+    for name, tensor in whole.state_dict().items():
+        torch.testing.assert_close(fresh.state_dict()[name], tensor, atol=0, rtol=0, msg=name)
+
+
+def test_a_state_of_another_model_is_refused_by_name(recipe: Recipe, tmp_path: Path) -> None:
+    trained(new_vae(recipe, 0), tmp_path / "run")
+    (tmp_path / "wider").mkdir()
+    other = small_recipe(tmp_path / "wider")
+    other.model.vae["base_dim"] = 8
+    with pytest.raises(TrainingError, match="vae.state.pt' does not belong to this recipe"):
+        trained(new_vae(other, 0), tmp_path / "run")
+
+
+def test_a_state_that_was_cut_short_is_refused_by_name(recipe: Recipe, tmp_path: Path) -> None:
+    trained(new_vae(recipe, 0), tmp_path / "run")
+    state = tmp_path / "run" / "vae.state.pt"
+    state.write_bytes(state.read_bytes()[:-100])
+    with pytest.raises(TrainingError, match="or is damaged"):
+        trained(new_vae(recipe, 0), tmp_path / "run")
+
+
+def test_latents_are_normalised_by_the_statistics_of_what_was_seen(recipe: Recipe) -> None:
+    vae = new_vae(recipe, 0)
+    latents = encode_clips(WholeClip(vae), iter(film[:17] for film in films()), batch=2)
+    assert latents.shape == (3, 24, 5, 6, 4) and latents.dtype == np.float16
+    set_statistics(vae, latents)
+    mean, std = (np.array(vae.config[f"latents_{name}"]) for name in ("mean", "std"))
+    normalised = (latents - mean.reshape(1, -1, 1, 1, 1)) / std.reshape(1, -1, 1, 1, 1)
+    np.testing.assert_allclose(normalised.mean((0, 2, 3, 4)), 0, atol=1e-3)
+    np.testing.assert_allclose(normalised.std((0, 2, 3, 4)), 1, atol=1e-3)
+
+
+def test_pictures_survive_the_way_to_the_model_and_back() -> None:
+    canvases = np.random.default_rng(0).integers(0, 256, (2, 5, 8, 6, 3), np.uint8)
+    pictures = to_pictures(canvases)
+    assert pictures.shape == (2, 3, 5, 8, 6)
+    assert pictures.min() >= -1 and pictures.max() <= 1
+    np.testing.assert_array_equal(to_canvases(pictures), canvases)
+
+
+def test_a_tenth_of_the_range_is_20_decibel() -> None:
+    assert decibel(0.1**2) == pytest.approx(20.0)
