@@ -21,6 +21,19 @@ COMMANDS = {
     "compile": ("cosmos3_ros.compile_command", "compile a bundle's graphs for the robot's GPU"),
     "inspect": ("cosmos3_ros.inspect_command", "print what is in a bundle and what it costs"),
     "verify": ("cosmos3_ros.verify_command", "check a bundle: hashes, shapes, a whole plan"),
+    "twin": (
+        "cosmos3_ros.twin_command",
+        "write a reduced bundle as a CPU can run it, rounded and quantised as it is",
+    ),
+    "make-episodes": (
+        "cosmos3_ros.training.episodes",
+        "demonstrations of the simulated arm as a LeRobot v3 data set",
+    ),
+    "train": ("cosmos3_ros.train_command", "train a small policy on demonstrations"),
+    "open-loop": (
+        "cosmos3_ros.open_loop_command",
+        "what a checkpoint predicts of recorded episodes, beside what came",
+    ),
     "bag-from-lerobot": ("cosmos3_ros.replay.lerobot", "turn a LeRobot v3 episode into a bag"),
     "replay": ("cosmos3_ros.replay.play", "play a bag into the nodes, record what they say"),
     "doctor": ("cosmos3_ros.doctor", "say what works on this machine and what to install"),

@@ -1,7 +1,7 @@
 """A simulated arm on Isaac Sim's topics, with the policy node and the controller node on it.
 
-    ros2 launch cosmos3_ros sim.launch.py bundle:=/path/to/bundle
-    ros2 topic pub --once /instruction std_msgs/msg/String "{data: 'Touch the red cube.'}" \\
+    ros2 launch cosmos3_ros sim.launch.py
+    ros2 topic pub --once /instruction std_msgs/msg/String "{data: touch the red cube}" \\
         --qos-durability transient_local
 
 Other arguments of policy.launch.py are taken too.
@@ -25,9 +25,13 @@ PACKAGE = "cosmos3_ros"
 def generate_launch_description() -> LaunchDescription:
     """What ``ros2 launch`` asks for."""
     arguments = [
-        DeclareLaunchArgument("bundle", description="Folder of the bundle."),
         DeclareLaunchArgument(
-            "embodiment", default_value="sim_panda", description="Embodiment name or file."
+            "bundle",
+            default_value=PathJoinSubstitution([FindPackageShare(PACKAGE), "engines", "pico"]),
+            description="Folder of the bundle.",
+        ),
+        DeclareLaunchArgument(
+            "embodiment", default_value="pico_panda", description="Embodiment name or file."
         ),
         DeclareLaunchArgument("namespace", default_value="", description="Of all three nodes."),
         DeclareLaunchArgument(

@@ -31,6 +31,7 @@ OTHER_EXPORT_TIMEOUT_S = 100.0
 CACHE = ROOT / "build" / "test-bundles"
 ENGINES = ROOT / "engines"
 TINY = ENGINES / "tiny.yaml"
+PICO_PANDA = ROOT / "config" / "embodiments" / "pico_panda.yaml"
 SIM_PANDA = ROOT / "config" / "embodiments" / "sim_panda.yaml"
 
 
@@ -98,6 +99,14 @@ def write_variant(folder: Path, name: str, width: int, height: int, **changes: o
 def shipped(name: str) -> Exported:
     """The bundle of a recipe in ``engines/`` that drives the simulated arm."""
     return exported(ENGINES / f"{name}.yaml", SIM_PANDA)
+
+
+@pytest.fixture(scope="session")
+def pico() -> Exported:
+    """The trained policy that ships."""
+    embodiment = PICO_PANDA
+    recipe, bundle = load_recipe(ENGINES / "pico.yaml"), load_bundle(ENGINES / "pico")
+    return Exported(bundle, recipe, load_embodiment(embodiment), embodiment)
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from bundles import (
     even_grid,
     odd_grid,
+    pico,
     tiny,
     tiny_bf16,
     tiny_fp8,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = [
     "even_grid",
     "odd_grid",
+    "pico",
     "ros_context",
     "ros_domain_id",
     "tiny",

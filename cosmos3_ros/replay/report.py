@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
@@ -23,6 +23,8 @@ from matplotlib.ticker import NullFormatter, ScalarFormatter
 
 from cosmos3_ros.policy.embodiment import Embodiment, EmbodimentError, load_embodiment
 from cosmos3_ros.replay.bags import Bag, open_bag
+from cosmos3_ros.replay.clock import NodeClock
+from cosmos3_ros.replay.outcomes import SIM_STATE, Outcome, describe
 from cosmos3_ros.replay.pictures import (
     camera_topics,
     canvas_like,
@@ -42,6 +44,8 @@ WIDTH_IN = 15.0
 # What fits the width in the title's size.
 LONGEST_INSTRUCTION = 110
 COMMANDED, MEASURED, RECORDED = "#d1495b", "#2e6f95", "#9a9a9a"
+CUBE_COLOURS = {"red": "#d1342f", "green": "#2f9e44", "blue": "#2b6cb0"}
+SCENE_HEIGHT_IN = 2.6
 PLAN, HOLD, FRAME = "#3a7d44", "#f4b942", "#c9c9c9"
 # A difference of half the range is as wrong as a picture gets.
 DIFFERENCE_MAX = 128
@@ -66,6 +70,14 @@ class Glimpse:
 
 
 @dataclass(frozen=True)
+class Scene:
+    """What a simulator knew: distance of the fingertip to each cube's centre by name [n, m]."""
+
+    times_s: np.ndarray
+    distances_m: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
 class Run:
     """A recorded run, ready to be drawn. Times are seconds of the nodes' clock from its start."""
 
@@ -79,6 +91,7 @@ class Run:
     holds_s: list[tuple[float, float]]
     command_times_s: np.ndarray
     command_intervals_ms: np.ndarray
+    scene: Scene | None
     end_s: float
 
 
@@ -100,7 +113,7 @@ def report(bag: Path, png: Path, inputs: Path | None = None) -> None:
 def read_run(output: Bag, played: Bag) -> Run:
     """Everything a report shows, from the recording and the bag that was played."""
     joint_topics = output.named("joint_states")
-    clock = _NodeClock(output, joint_topics)
+    clock = NodeClock(output, joint_topics)
     chunks = [m.decoded() for m in output.messages(output.typed(ACTION_CHUNK))]
     commands = command_topics(output)
     arrivals = np.array([m.log_ns for m in output.messages(commands)])
@@ -117,30 +130,9 @@ def read_run(output: Bag, played: Bag) -> Run:
         holds_s=_holds(output, clock),
         command_times_s=clock.arrived(arrivals)[1:],
         command_intervals_ms=intervals_ms,
+        scene=_scene(output, clock),
         end_s=clock.end_s,
     )
-
-
-class _NodeClock:
-    """Stamps and times of arrival as seconds from the run's start, by the joint states."""
-
-    def __init__(self, bag: Bag, joint_topics: list[str]) -> None:
-        pairs = np.array([(m.log_ns, m.stamp_ns) for m in bag.messages(joint_topics)])
-        if not len(pairs):
-            pairs = np.array([(bag.start_ns, bag.start_ns), (bag.end_ns, bag.end_ns)])
-        self._logs, self._stamps = pairs[:, 0], np.maximum.accumulate(pairs[:, 1])
-        self.start_ns, self.end_ns = int(self._stamps[0]), int(self._stamps[-1])
-        self.end_s = max(self.seconds(self.end_ns), 0.1)
-
-    def seconds(self, stamp_ns: int) -> float:
-        return (stamp_ns - self.start_ns) / 1e9
-
-    def arrived(self, log_ns: np.ndarray) -> np.ndarray:
-        """Seconds at which messages arrived, for those that carry no stamp [n]."""
-        # Relative to the first: nanoseconds of today do not fit a float.
-        logs = (log_ns - self._logs[0]).astype(float)
-        known = (self._logs - self._logs[0]).astype(float)
-        return np.interp(logs, known, (self._stamps - self.start_ns) / 1e9)
 
 
 def _stamp_ns(message: Any) -> int:
@@ -157,7 +149,7 @@ def _embodiment(name: str) -> Embodiment | None:
 
 
 def _glimpses(
-    output: Bag, played: Bag, clock: _NodeClock, embodiment: Embodiment | None
+    output: Bag, played: Bag, clock: NodeClock, embodiment: Embodiment | None
 ) -> list[Glimpse]:
     """Evenly over the run; at the times of predicted frames where there are some."""
     frames = output.named("predicted_frame")
@@ -187,7 +179,17 @@ def _glimpses(
     return glimpses
 
 
-def _series(bag: Bag, topics: Sequence[str], clock: _NodeClock) -> dict[str, Series]:
+def _scene(bag: Bag, clock: NodeClock) -> Scene | None:
+    states = [(m.stamp_ns, m.decoded()) for m in bag.messages(bag.typed(SIM_STATE))]
+    if not states:
+        return None
+    distances = np.array([state.distances for _, state in states])
+    cubes = states[0][1].cubes
+    times_s = np.array([clock.seconds(stamp_ns) for stamp_ns, _ in states])
+    return Scene(times_s, dict(zip(cubes, distances.T, strict=True)))
+
+
+def _series(bag: Bag, topics: Sequence[str], clock: NodeClock) -> dict[str, Series]:
     """Joints by name, of joint states and joint trajectories."""
     points: dict[str, list[tuple[float, float]]] = {}
     for time_s, names, positions in _positions(bag, topics, clock):
@@ -197,7 +199,7 @@ def _series(bag: Bag, topics: Sequence[str], clock: _NodeClock) -> dict[str, Ser
 
 
 def _positions(
-    bag: Bag, topics: Sequence[str], clock: _NodeClock
+    bag: Bag, topics: Sequence[str], clock: NodeClock
 ) -> Iterator[tuple[float, list[str], np.ndarray]]:
     for message in bag.messages(topics):
         content = message.decoded()
@@ -209,7 +211,7 @@ def _positions(
             yield time_s, content.joint_names, content.points[0].positions
 
 
-def _holds(bag: Bag, clock: _NodeClock) -> list[tuple[float, float]]:
+def _holds(bag: Bag, clock: NodeClock) -> list[tuple[float, float]]:
     """Spans in which the controller held, as finely as it reports: once a second."""
     reports = controller_reports(bag)
     spans: list[tuple[float, float]] = []
@@ -227,20 +229,26 @@ def _holds(bag: Bag, clock: _NodeClock) -> list[tuple[float, float]]:
 def draw(run: Run, png: Path) -> None:
     """Draw a run to a PNG file."""
     with matplotlib.rc_context({"font.size": 9, "axes.edgecolor": FRAME, "axes.linewidth": 0.8}):
-        heights = [1.0, _pictures_height(run), _joints_height(run), 2.1]
+        parts: list[tuple[float, Callable[[SubFigure], None]]] = [
+            (1.0, lambda part: _draw_caption(part, run.summary)),
+            (_pictures_height(run), lambda part: _draw_pictures(part, run.glimpses)),
+            (_joints_height(run), lambda part: _draw_joints(part, run)),
+            (2.1, lambda part: _draw_strips(part, run)),
+        ]
+        if (scene := run.scene) is not None:
+            parts.insert(2, (SCENE_HEIGHT_IN, lambda part: _draw_scene(part, run, scene)))
+        heights = [height for height, _ in parts]
         figure = Figure(figsize=(WIDTH_IN, sum(heights)), dpi=110, facecolor="white")
-        grid = figure.add_gridspec(4, 1, height_ratios=heights)
-        caption, pictures, joints, strips = (figure.add_subfigure(grid[i, 0]) for i in range(4))
-        _draw_caption(caption, run.summary)
-        _draw_pictures(pictures, run.glimpses)
-        _draw_joints(joints, run)
-        _draw_strips(strips, run)
+        grid = figure.add_gridspec(len(parts), 1, height_ratios=heights)
+        for i, (_, draw_part) in enumerate(parts):
+            draw_part(figure.add_subfigure(grid[i, 0]))
         figure.savefig(png)
 
 
 def _draw_caption(part: SubFigure, summary: Summary) -> None:
-    spoken = textwrap.shorten(summary.instruction, LONGEST_INSTRUCTION, placeholder=" …")
-    title = f"“{spoken}”" if spoken else "no instruction"
+    said = [o.instruction for o in summary.outcomes] or [summary.instruction]
+    spoken = " ".join(f"“{instruction}”" for instruction in said if instruction)
+    title = textwrap.shorten(spoken, LONGEST_INSTRUCTION, placeholder=" …") or "no instruction"
     latency, jitter = summary.plan_latency_ms, summary.command_jitter_ms
     lines = [
         [
@@ -332,6 +340,43 @@ def _draw_pictures(part: SubFigure, glimpses: list[Glimpse]) -> None:
 
 def _total_height(rows: PictureRows) -> float:
     return sum(_row_height(pictures) for _, pictures in rows) + 0.35
+
+
+def _draw_scene(part: SubFigure, run: Run, scene: Scene) -> None:
+    """How far each cube is, under what was asked; what came of it stands above."""
+    grid = part.add_gridspec(1, 1, left=0.045, right=0.99, top=0.74, bottom=0.16)
+    axes = part.add_subplot(grid[0, 0])
+    _frame(axes, run, marks=False)
+    for cube, distances_m in scene.distances_m.items():
+        colour = CUBE_COLOURS.get(cube, "#666666")
+        axes.plot(scene.times_s, 100 * distances_m, color=colour, lw=1.6, label=f"{cube} cube")
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("time [s]", fontsize=9)
+    outcomes = run.summary.outcomes
+    ends_s = [*(o.said_s for o in outcomes[1:]), run.end_s]
+    # Lines of text that would run into each other take turns above one another.
+    for i, (outcome, end_s) in enumerate(zip(outcomes, ends_s, strict=True)):
+        if i % 2:
+            axes.axvspan(outcome.said_s, end_s, color="#f3f3f3", lw=0, zorder=0)
+        axes.axvline(max(outcome.said_s, 0.0), color="#888888", lw=0.9, ls=":")
+        axes.text(
+            max(outcome.said_s, 0.0), 1.03 + 0.12 * (i % 2), describe(outcome),
+            transform=axes.get_xaxis_transform(), fontsize=9, color="#222222",
+        )  # fmt: skip
+        _mark_touch(axes, outcome, scene)
+    axes.legend(loc="upper right", fontsize=8, frameon=False, ncols=3)
+    part.text(
+        0.045, 0.93, "fingertip to each cube's centre [cm]", fontsize=11, weight="bold", va="center"
+    )
+
+
+def _mark_touch(axes: Axes, outcome: Outcome, scene: Scene) -> None:
+    if outcome.touched_after_s is None:
+        return
+    time_s = outcome.said_s + outcome.touched_after_s
+    distance_m = np.interp(time_s, scene.times_s, scene.distances_m[outcome.touched])
+    colour = CUBE_COLOURS.get(outcome.touched, "#666666")
+    axes.plot([time_s], [100 * distance_m], "o", ms=8, mfc="white", mec=colour, mew=2, zorder=5)
 
 
 def _shown_joints(run: Run) -> list[str]:

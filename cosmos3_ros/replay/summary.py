@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
 from cosmos3_ros.replay.bags import Bag, Message, open_bag
+from cosmos3_ros.replay.outcomes import Outcome, outcomes_of
 
 ACTION_CHUNK = "cosmos3_ros/msg/ActionChunk"
 POLICY_STATUS = "cosmos3_ros/msg/PolicyStatus"
@@ -44,7 +45,8 @@ class Summary:
     ``duration_s`` is by the nodes' clock, ``pace`` that duration over the wall time it took, both
     None when too little was recorded. ``dropped_observations`` were refused by the policy node,
     ``observations`` planned from; ``holds`` counts the times tracking ended in a hold. ``fault`` is
-    why the policy node gave up in the end, empty when it did not.
+    why the policy node gave up in the end, empty when it did not. ``outcomes``: what came of each
+    instruction, where a simulator said so.
     """
 
     plans: int
@@ -64,6 +66,7 @@ class Summary:
     duration_s: float | None
     pace: float | None
     fault: str
+    outcomes: Sequence[Outcome]
 
 
 def summarise(bag: Path, out_json: Path) -> Summary:
@@ -116,6 +119,7 @@ def summary_of(bag: Bag) -> Summary:
         duration_s=_rounded(duration_s),
         pace=_rounded(duration_s / wall_s) if duration_s and wall_s else None,
         fault=status.reason if status and status.state == status.STATE_FAULT else "",
+        outcomes=outcomes_of(bag),
     )
 
 

@@ -1,19 +1,17 @@
-"""The demo: a simulated arm, the policy node and the controller node, driven by an instruction.
+"""The demo: a simulated arm that is told what to do, and told otherwise while it moves.
 
-Every node is a process of its own. Leaves ``summary.json``, ``report.png``, the recording
-``output.mcap`` and the logs of all processes in its folder.
+Simulator, policy node and controller node are processes of their own. Leaves ``summary.json``,
+``report.png``, the recording ``output.mcap`` and the logs of all processes in its folder.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,54 +25,64 @@ from sensor_msgs.msg import CameraInfo
 from std_msgs.msg import String
 from tqdm import tqdm
 
+from cosmos3_ros.engine.bundle import load_bundle
 from cosmos3_ros.msg import PolicyStatus
 from cosmos3_ros.processes import Child, Children, ProcessFailed, end_on_signals, ros_environment
+from cosmos3_ros.replay.outcomes import describe
 from cosmos3_ros.replay.report import report
 from cosmos3_ros.replay.summary import Summary, summarise
 from cosmos3_ros.resources import resource
+from cosmos3_ros.sim.team import CONTROL_RATE_HZ, Team, bring_up, start_node, start_team
 
-EMBODIMENT = "sim_panda"
-CONTROL_RATE_HZ = 50.0
 # A busy machine is late now and then, and DDS may take seconds to find the clock at the start.
 LEAST_SHARE_OF_RATE = 0.8
 LEAST_SHARE_OF_TIME = 0.5
-BRINGUP_TIMEOUT_S = 120.0
 STANDSTILL_TIMEOUT_S = 20.0
 
 RECORDED = {
     "action_chunk": "cosmos3_ros/msg/ActionChunk",
     "camera/exterior/image": "sensor_msgs/msg/Image",
+    "camera/wrist/image": "sensor_msgs/msg/Image",
     "/diagnostics": "diagnostic_msgs/msg/DiagnosticArray",
     "instruction": "std_msgs/msg/String",
     "joint_command": "sensor_msgs/msg/JointState",
     "joint_states": "sensor_msgs/msg/JointState",
     "predicted_frame": "sensor_msgs/msg/Image",
-    "sim/cube_distances": "std_msgs/msg/Float64MultiArray",
+    "sim/state": "cosmos3_ros/msg/SimState",
     "status": "cosmos3_ros/msg/PolicyStatus",
 }
 
 
 @dataclass(frozen=True)
-class Team:
-    """The processes of a demo, in the order in which they start; they end in the other."""
+class Line:
+    """What the arm is told, and when [simulated s from the beginning]."""
 
-    recorder: Child
-    sim: Child
-    policy: Child
-    controller: Child
+    at_s: float
+    instruction: str
+
+
+# The second line is overtaken by the third while the arm is on its way.
+SCRIPT = (
+    Line(0.0, "touch the red cube"),
+    Line(4.0, "touch the green cube"),
+    Line(4.6, "touch the blue cube"),
+    Line(9.0, "lift the red cube"),
+)
+SECONDS = 15.0
 
 
 class Director(Node):
-    """Gives the instruction, watches simulated time pass and the policy node for a fault."""
+    """Gives the instructions, watches simulated time pass and the policy node for a fault."""
 
-    def __init__(self, instruction: str) -> None:
+    def __init__(self, script: Sequence[Line]) -> None:
         super().__init__("cosmos3_demo")
         self.fault = ""
         self._first_ns: int | None = None
         self._driven_s = 0.0
+        self._script = list(script)
         latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
         self._instruction = self.create_publisher(String, "instruction", latched)
-        self._instruction.publish(String(data=instruction))
+        self._speak()
         # Simulated time in small messages, fifteen a second.
         self.create_subscription(CameraInfo, "camera/exterior/camera_info", self._tick, 1)
         self.create_subscription(PolicyStatus, "status", self._hear, latched)
@@ -100,6 +108,11 @@ class Director(Node):
         self._first_ns = now_ns if self._first_ns is None else self._first_ns
         self._driven_s = (now_ns - self._first_ns) / 1e9
         self._ticked_s = time.monotonic()
+        self._speak()
+
+    def _speak(self) -> None:
+        while self._script and self._script[0].at_s <= self._driven_s:
+            self._instruction.publish(String(data=self._script.pop(0).instruction))
 
     def _hear(self, status: PolicyStatus) -> None:
         if status.state == PolicyStatus.STATE_FAULT:
@@ -110,10 +123,10 @@ def main(argv: list[str] | None = None) -> int:
     """Run the demo; 0 when plans and commands really flowed, 1 with the reason otherwise."""
     args = _parser().parse_args(argv)
     end_on_signals()
+    script = SCRIPT if args.instruction is None else (Line(0.0, args.instruction),)
     try:
-        bundle = args.bundle or tiny_bundle(args.out.parent / "bundles" / "tiny")
-        demonstrate(args.out, args.seconds, args.instruction, bundle)
-    except (ProcessFailed, subprocess.CalledProcessError) as error:
+        demonstrate(args.out, args.seconds, script, args.bundle or resource("engines", "pico"))
+    except (ProcessFailed, ValueError) as error:
         print(f"demo failed: {error}", file=sys.stderr)
         return 1
     return 0
@@ -122,27 +135,18 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="./run demo", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of everything it leaves")
-    parser.add_argument("--seconds", type=float, default=20.0, help="simulated time to drive")
-    parser.add_argument("--instruction", default="touch the red cube", help="what the arm is told")
-    parser.add_argument("--bundle", type=Path, help="default: engines/tiny.yaml, random weights")
+    parser.add_argument(
+        "--seconds", type=float, default=SECONDS, help="simulated time (default: %(default)s)"
+    )
+    told = ", ".join(f"'{line.instruction}' at {line.at_s:g} s" for line in SCRIPT)
+    parser.add_argument("--instruction", help=f"what the arm is told (default: {told})")
+    parser.add_argument(
+        "--bundle", type=Path, help="default: the trained policy that ships, engines/pico"
+    )
     return parser
 
 
-def tiny_bundle(folder: Path) -> Path:
-    """The bundle of ``engines/tiny.yaml`` in ``folder``, made when its sources have changed."""
-    recipe = resource("engines", "tiny.yaml")
-    embodiment = resource("config", "embodiments", f"{EMBODIMENT}.yaml")
-    exporter = sorted((Path(__file__).parents[1] / "engine").glob("*.py"))
-    sources = hashlib.sha256(b"".join(p.read_bytes() for p in (recipe, embodiment, *exporter)))
-    stamp = folder.with_suffix(".sources")
-    if not (folder.is_dir() and stamp.is_file() and stamp.read_text() == sources.hexdigest()):
-        command = ("-m", "cosmos3_ros.cli", "export", str(recipe), "--out", str(folder))
-        subprocess.run([sys.executable, *command], check=True)
-        stamp.write_text(sources.hexdigest())
-    return folder
-
-
-def demonstrate(out: Path, seconds: float, instruction: str, bundle: Path) -> None:
+def demonstrate(out: Path, seconds: float, script: Sequence[Line], bundle: Path) -> None:
     """Drive the arm and write what came of it.
 
     Raises ProcessFailed naming the process that failed, with the end of its log.
@@ -150,17 +154,19 @@ def demonstrate(out: Path, seconds: float, instruction: str, bundle: Path) -> No
     recording = out / "output.mcap"
     for stale in (recording, out / "summary.json", out / "report.png"):
         stale.unlink(missing_ok=True)
+    embodiment = load_bundle(bundle).manifest.contract.embodiment
     environment = ros_environment()
     os.environ.update(environment)
     with Children(out / "logs", environment) as children:
-        team = _start(children, recording, bundle)
+        recorder = _start_recorder(children, recording)
+        team = start_team(children, bundle, embodiment, sim={}, policy={})
         # It speaks before the nodes are up: the instruction is there when the policy node is.
-        with _directing(instruction) as director:
-            _bring_up(children, team)
+        with _directing(script) as director:
+            bring_up(children, team)
             wall_s = director.drive(seconds, children, team)
         endings = children.stop()
     if not recording.is_file():
-        raise team.recorder.failure("left no recording")
+        raise recorder.failure("left no recording")
     summary = summarise(recording, out / "summary.json")
     report(recording, out / "report.png")
     _print_table(summary, out)
@@ -183,9 +189,9 @@ def demonstrate(out: Path, seconds: float, instruction: str, bundle: Path) -> No
 
 
 @contextmanager
-def _directing(instruction: str) -> Iterator[Director]:
+def _directing(script: Sequence[Line]) -> Iterator[Director]:
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
-    director = Director(instruction)
+    director = Director(script)
     try:
         yield director
     finally:
@@ -193,38 +199,15 @@ def _directing(instruction: str) -> Iterator[Director]:
         rclpy.shutdown()
 
 
-def _start(children: Children, recording: Path, bundle: Path) -> Team:
+def _start_recorder(children: Children, recording: Path) -> Child:
     topics = json.dumps([f"{topic}:{kind}" for topic, kind in RECORDED.items()])
-
-    def node(name: str, room: str, **parameters: object) -> Child:
-        words = [word for key, value in parameters.items() for word in ("-p", f"{key}:={value}")]
-        return children.start_module(name, f"cosmos3_ros.{room}.{name}", "--ros-args", *words)
-
-    common = {"embodiment": EMBODIMENT, "use_sim_time": "true"}
-    return Team(
-        recorder=node("recorder_node", "nodes", output=recording, topics=topics),
-        sim=node("sim_node", "sim"),
-        policy=node("policy_node", "nodes", bundle=bundle, **common),
-        controller=node("controller_node", "nodes", control_rate_hz=CONTROL_RATE_HZ, **common),
-    )
-
-
-def _bring_up(children: Children, team: Team) -> None:
-    bringup = children.start_module(
-        "bringup", "cosmos3_ros.nodes.bringup", "cosmos3_policy", "cosmos3_controller"
-    )
-    try:
-        children.wait(bringup, BRINGUP_TIMEOUT_S)
-    except ProcessFailed as error:
-        # It names the node; why, only the node's own log says.
-        logs = [f"{child.log}:\n{child.tail()}" for child in (team.policy, team.controller)]
-        raise ProcessFailed("\n".join([str(error), *logs])) from None
+    return start_node(children, "recorder_node", "nodes", {"output": recording, "topics": topics})
 
 
 def _print_table(summary: Summary, out: Path) -> None:
     latency, jitter = summary.plan_latency_ms, summary.command_jitter_ms
     rows = {
-        "instruction": summary.instruction,
+        **{f"at {o.said_s:.1f} s": describe(o) for o in summary.outcomes},
         "bundle": f"{summary.bundle} on {summary.backend}",
         "plans": f"{summary.plans}, latency p50 {_ms(latency.p50)}, p99 {_ms(latency.p99)}",
         "commands": f"{summary.commands}, jitter p50 {_ms(jitter.p50)}, p99 {_ms(jitter.p99)}",

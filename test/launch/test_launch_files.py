@@ -153,7 +153,7 @@ def test_simulation_and_replay_run_on_simulated_time_and_pass_their_arguments_on
     sim = by_executable(performed("sim.launch.py", bundle="b", seed="7", namespace="cell"))
     assert sim["sim_node"].resolved["parameters"] == {"seed": 7, "real_time_factor": 1.0}
     assert sim["sim_node"].resolved["namespace"] == "/cell"
-    assert sim["controller_node"].resolved["parameters"]["embodiment"] == "sim_panda"
+    assert sim["controller_node"].resolved["parameters"]["embodiment"] == "pico_panda"
     replay = by_executable(
         performed("replay.launch.py", bag="run.mcap", bundle="b", rate="2.0", backend="other")
     )

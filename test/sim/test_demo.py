@@ -9,13 +9,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import matplotlib.image
-import pytest
 from bundles import Exported
 
-from cosmos3_ros.sim import demo
+from cosmos3_ros.sim.demo import SCRIPT, SECONDS
 
 KEYS = {
     "plans", "commands", "command_rate_hz", "command_jitter_ms", "plan_latency_ms",
@@ -24,13 +22,8 @@ KEYS = {
 }  # fmt: skip
 
 
-def start_demo(out: Path, bundle: Path, seconds: float) -> subprocess.Popen[str]:
-    options = {
-        "--out": out,
-        "--bundle": bundle,
-        "--seconds": seconds,
-        "--instruction": "push the cube",
-    }
+def start_demo(out: Path, **options: object) -> subprocess.Popen[str]:
+    options = {"--out": out} | {f"--{name}": value for name, value in options.items()}
     words = [str(word) for option in options.items() for word in option]
     return subprocess.Popen(
         [sys.executable, "-m", "cosmos3_ros.sim.demo", *words],
@@ -52,7 +45,9 @@ def child_pids(parent: int) -> dict[str, int]:
 def test_the_demo_makes_commands_flow_and_writes_what_came_of_it(
     tmp_path: Path, tiny: Exported
 ) -> None:
-    process = start_demo(tmp_path / "demo", tiny.bundle.path, seconds=5)
+    process = start_demo(
+        tmp_path / "demo", bundle=tiny.bundle.path, seconds=5, instruction="push the cube"
+    )
     stdout, stderr = process.communicate(timeout=100)
     assert process.returncode == 0, stderr
     summary = json.loads((tmp_path / "demo" / "summary.json").read_text())
@@ -68,10 +63,25 @@ def test_the_demo_makes_commands_flow_and_writes_what_came_of_it(
     assert logs >= {"sim_node", "policy_node", "controller_node", "recorder_node", "bringup"}
 
 
+def test_the_arm_goes_where_it_is_told_and_elsewhere_when_told_otherwise(tmp_path: Path) -> None:
+    process = start_demo(tmp_path / "demo")
+    stdout, stderr = process.communicate(timeout=110)
+    assert process.returncode == 0, stderr
+    summary = json.loads((tmp_path / "demo" / "summary.json").read_text())
+    assert summary["bundle"] == "pico" and summary["duration_s"] > 0.8 * SECONDS
+    outcomes = summary["outcomes"]
+    assert [outcome["instruction"] for outcome in outcomes] == [line.instruction for line in SCRIPT]
+    first, overtaken, second, third = (outcome["touched"] for outcome in outcomes)
+    # The second instruction is replaced while the arm is on its way.
+    assert (first, overtaken, second) == ("red", "", "blue"), outcomes
+    assert third == "red"
+    assert "touched blue after" in stdout
+
+
 def test_a_process_that_dies_ends_the_demo_at_once_with_its_log(
     tmp_path: Path, tiny: Exported
 ) -> None:
-    process = start_demo(tmp_path / "demo", tiny.bundle.path, seconds=100)
+    process = start_demo(tmp_path / "demo", bundle=tiny.bundle.path, seconds=100)
     log = tmp_path / "demo" / "logs" / "policy_node.log"
     deadline = time.monotonic() + 60
     while not (log.is_file() and "instruction" in log.read_text()):
@@ -86,33 +96,9 @@ def test_a_process_that_dies_ends_the_demo_at_once_with_its_log(
     assert not [pid for pid in pids.values() if Path(f"/proc/{pid}").exists()]
 
 
-def test_a_bundle_that_is_none_ends_the_demo_with_the_policy_nodes_words(tmp_path: Path) -> None:
-    process = start_demo(tmp_path / "demo", tmp_path / "nothing", seconds=5)
+def test_a_bundle_that_is_none_ends_the_demo_with_its_name(tmp_path: Path) -> None:
+    process = start_demo(tmp_path / "demo", bundle=tmp_path / "nothing", seconds=5)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert "demo failed: bringup ended with exit code 1" in stderr
-    assert "nothing' has no manifest.json" in stderr
+    assert "demo failed: bundle" in stderr and "nothing' has no manifest.json" in stderr
     assert "Traceback" not in stderr
-
-
-def test_the_small_bundle_is_made_again_when_what_it_is_made_of_changes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    recipe = tmp_path / "tiny.yaml"
-    recipe.write_text("one")
-    files = {"tiny.yaml": recipe, "sim_panda.yaml": recipe}
-    exports: list[list[str]] = []
-
-    def export(command: list[str], **_: Any) -> None:
-        exports.append(command)
-        (tmp_path / "bundles" / "tiny").mkdir(parents=True, exist_ok=True)
-
-    monkeypatch.setattr(demo, "resource", lambda *parts: files[parts[-1]])
-    monkeypatch.setattr(subprocess, "run", export)
-    for _ in range(2):
-        assert demo.tiny_bundle(tmp_path / "bundles" / "tiny") == tmp_path / "bundles" / "tiny"
-    assert len(exports) == 1
-    assert str(recipe) in exports[0]
-    recipe.write_text("two")
-    demo.tiny_bundle(tmp_path / "bundles" / "tiny")
-    assert len(exports) == 2

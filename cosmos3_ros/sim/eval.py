@@ -1,0 +1,205 @@
+"""``./run eval``: how often a policy does what it is told, over the real nodes and topics.
+
+Every episode is a new scene of the simulated arm. Writes ``build/eval.json``: by task ``touch``,
+``lift`` and ``any`` the rates of success, of the wrong cube and of neither, each with its 95 %
+interval (Wilson), also by colour and by wording; the time to the goal, the plans, the jumps where
+one plan takes over from another, and the nearest that the fingertip came to a goal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import rclpy
+from rclpy.signals import SignalHandlerOptions
+from tqdm import tqdm
+
+from cosmos3_ros.engine.bundle import Bundle, load_bundle
+from cosmos3_ros.policy.embodiment import load_embodiment
+from cosmos3_ros.processes import Children, ProcessFailed, end_on_signals, ros_environment
+from cosmos3_ros.resources import resource
+from cosmos3_ros.sim.examiner import Examiner
+from cosmos3_ros.sim.offline import Conditions, Offline
+from cosmos3_ros.sim.scoring import EpisodeResult, score, table
+from cosmos3_ros.sim.tasks import KINDS, Trial, draw_trials
+from cosmos3_ros.sim.team import bring_up, start_team
+from cosmos3_ros.sim.world import CAMERAS, JOINTS
+
+# Scenes that no demonstration begins with: those have the seed of their training.
+SEED = 1_000_003
+# Rows that are executed before the next plan begins: all of a chunk.
+STRATEGIES = ("newest", "sync")
+
+
+class EvalError(ValueError):
+    """What is asked for cannot be evaluated."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Evaluate; returns the exit code."""
+    args = _parser().parse_args(argv)
+    end_on_signals()
+    try:
+        evaluate(args)
+    except (ProcessFailed, ValueError, OSError) as error:
+        print(f"eval: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="./run eval", description=__doc__)
+    add = parser.add_argument
+    add("--task", action="append", choices=KINDS, help="repeat for more (default: all)")
+    add("--episodes", type=int, default=50, help="a task (default: %(default)s)")
+    add("--bundle", type=Path, help="default: the trained policy that ships, engines/pico")
+    add("--seed", type=int, default=SEED, help="of the scenes (default: %(default)s)")
+    add("--added-latency-ms", type=float, default=0.0, help="every plan arrives so much later")
+    add(
+        "--strategy",
+        choices=STRATEGIES,
+        default="newest",
+        help="newest: plan whenever free, the newest plan wins; sync: finish a chunk, then plan "
+        "(default: %(default)s)",
+    )
+    add("--shuffle-instruction", action="store_true", help="tell it another episode's instruction")
+    add("--black-camera", action="store_true", help="show it black pictures")
+    add("--held-out", action="store_true", help="tell it in wordings kept from training")
+    add("--offline", action="store_true", help="without ROS, in one process: the quick twin")
+    add("--threads", type=int, default=1, help="of the engine (default: %(default)s)")
+    add("--real-time-factor", type=float, default=1.0, help="of the nodes (default: %(default)s)")
+    add("--out", type=Path, required=True, help="the JSON file")
+    return parser
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """Conduct all episodes, write the figures, print a table.
+
+    Raises EvalError for what cannot be evaluated, ProcessFailed where a node fails.
+    """
+    if args.episodes < 1 or args.added_latency_ms < 0 or args.real_time_factor <= 0:
+        raise EvalError(
+            f"{args.episodes} episodes with {args.added_latency_ms:g} ms of added latency at a "
+            f"real-time factor of {args.real_time_factor:g}; expected at least one episode, no "
+            "negative latency and a real-time factor above 0"
+        )
+    bundle = load_bundle(args.bundle or resource("engines", "pico"))
+    _require_this_arm(bundle)
+    kinds = args.task or list(KINDS)
+    results: list[EpisodeResult] = []
+    total = len(kinds) * args.episodes
+    with tqdm(desc="evaluating", total=total, unit="episode", disable=None) as bar:
+        for kind in kinds:
+            trials = draw_trials(
+                kind,
+                args.episodes,
+                args.seed + KINDS.index(kind),
+                held_out=args.held_out,
+                shuffled=args.shuffle_instruction,
+            )
+            conduct = _offline if args.offline else _through_nodes
+            for result in conduct(bundle, trials, args):
+                results.append(result)
+                bar.update()
+                wins = sum(r.verdict == "success" for r in results)
+                bar.set_postfix_str(f"{wins} of {len(results)}")
+            _write(args, bundle, results)
+    print(table(score(results)))
+    print(args.out)
+
+
+def _require_this_arm(bundle: Bundle) -> None:
+    """Raises EvalError for a bundle of another robot than the simulated one."""
+    embodiment = load_embodiment(bundle.manifest.contract.embodiment)
+    cameras = [view.name for view in embodiment.cameras]
+    if embodiment.joints != JOINTS or not cameras or not set(cameras) <= set(CAMERAS):
+        raise EvalError(
+            f"bundle '{bundle.manifest.name}' is for embodiment '{embodiment.name}'; expected one "
+            f"of the simulated arm, with joints {', '.join(JOINTS)} and cameras out of "
+            f"{', '.join(CAMERAS)}"
+        )
+
+
+def _through_nodes(
+    bundle: Bundle, trials: list[Trial], args: argparse.Namespace
+) -> Iterator[EpisodeResult]:
+    contract = bundle.manifest.contract
+    environment = ros_environment()
+    os.environ.update(environment)
+    embodiment = load_embodiment(contract.embodiment)
+    sim = {
+        "seed": trials[0].seed,
+        "real_time_factor": args.real_time_factor,
+        "black_cameras": str(args.black_camera).lower(),
+    }
+    period_s = _plan_period_s(bundle, args.strategy)
+    policy = {
+        "seed": 1,
+        "threads": args.threads,
+        "predicted_frame_rate_hz": 0.0,
+        "plan_rate_hz": args.real_time_factor / period_s if period_s else 0.0,
+    }
+    logs = args.out.parent / "eval_logs"
+    late_topic = "planned_chunk" if args.added_latency_ms else "action_chunk"
+    with Children(logs, environment) as children:
+        team = start_team(
+            children, bundle.path, embodiment.name, sim=sim, policy=policy, plans_topic=late_topic
+        )
+        rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
+        examiner = Examiner(embodiment, children, team, args.added_latency_ms / 1e3)
+        try:
+            bring_up(children, team)
+            for trial in trials:
+                yield examiner.conduct(trial)
+        finally:
+            examiner.destroy_node()
+            rclpy.shutdown()
+
+
+def _offline(
+    bundle: Bundle, trials: list[Trial], args: argparse.Namespace
+) -> Iterator[EpisodeResult]:
+    conditions = Conditions(
+        added_latency_s=args.added_latency_ms / 1e3,
+        plan_period_s=_plan_period_s(bundle, args.strategy),
+        black_cameras=args.black_camera,
+    )
+    with Offline(bundle, conditions, threads=args.threads, seed=1) as twin:
+        yield from twin.episodes(trials)
+
+
+def _plan_period_s(bundle: Bundle, strategy: str) -> float:
+    contract = bundle.manifest.contract
+    return contract.chunk / contract.fps if strategy == "sync" else 0.0
+
+
+def _write(args: argparse.Namespace, bundle: Bundle, results: list[EpisodeResult]) -> None:
+    content: dict[str, Any] = {
+        "bundle": bundle.manifest.name,
+        "bundle_sha256": bundle.sha256,
+        "precision": bundle.manifest.precision,
+        "through": "offline twin" if args.offline else "nodes",
+        "seed": args.seed,
+        "added_latency_ms": args.added_latency_ms,
+        "strategy": args.strategy,
+        "shuffled_instructions": args.shuffle_instruction,
+        "black_cameras": args.black_camera,
+        "held_out_wordings": args.held_out,
+        **score(results),
+        "each": [asdict(result) for result in results],
+    }
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    partial = args.out.with_suffix(".partial")
+    partial.write_text(json.dumps(content, indent=1) + "\n")
+    partial.replace(args.out)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,133 @@
+"""Conducts episodes over topics: gives the instruction, resets the scene, sees what happens."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+
+import numpy as np
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+from rclpy.qos import DurabilityPolicy, QoSProfile
+from rclpy.time import Time
+from std_msgs.msg import String
+from std_srvs.srv import Trigger
+
+from cosmos3_ros.control.chunk import NS_PER_S, Chunk
+from cosmos3_ros.msg import ActionChunk, PolicyStatus, SimState
+from cosmos3_ros.nodes.chunks import chunk_from_message
+from cosmos3_ros.policy.embodiment import Embodiment
+from cosmos3_ros.processes import Children
+from cosmos3_ros.sim.scoring import EpisodeResult, result_of, seam_jump
+from cosmos3_ros.sim.tasks import Judge, Trial
+from cosmos3_ros.sim.team import Team
+
+# Wall time in which a message that is due has to come.
+PATIENCE_S = 30.0
+# How often messages that are held back are looked at, and processes.
+_RELAY_PERIOD_S, _CHECK_PERIOD_S = 0.005, 1.0
+
+
+class Examiner(Node):
+    """``conduct`` runs one episode. ``added_latency_s``: plans reach the controller so much later.
+
+    With added latency the policy node publishes on ``planned_chunk``, and the examiner passes its
+    chunks on.
+    """
+
+    def __init__(
+        self, embodiment: Embodiment, children: Children, team: Team, added_latency_s: float
+    ) -> None:
+        use_sim_time = Parameter("use_sim_time", value=True)
+        super().__init__("cosmos3_examiner", parameter_overrides=[use_sim_time])
+        self._embodiment, self._children, self._team = embodiment, children, team
+        self._judge: Judge | None = None
+        self._trial: Trial | None = None
+        self._told, self._fault = "", ""
+        self._plans = 0
+        self._seam_jumps: list[float] = []
+        self._followed: Chunk | None = None
+        self._held: deque[tuple[int, ActionChunk]] = deque()
+        self._added_ns = round(added_latency_s * NS_PER_S)
+
+        latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+        self._instruction = self.create_publisher(String, "instruction", latched)
+        self._reset = self.create_client(Trigger, "sim/reset")
+        self.create_subscription(SimState, "sim/state", self._see, 50)
+        self.create_subscription(PolicyStatus, "status", self._hear, latched)
+        self.create_subscription(ActionChunk, "action_chunk", self._follow, 10)
+        if self._added_ns:
+            self._late = self.create_publisher(ActionChunk, "action_chunk", 10)
+            self.create_subscription(ActionChunk, "planned_chunk", self._hold_back, 10)
+        self._executor = SingleThreadedExecutor()
+        self._executor.add_node(self)
+
+    def conduct(self, trial: Trial) -> EpisodeResult:
+        """One episode. Raises ProcessFailed when a node fails or falls silent."""
+        self._judge = self._trial = None
+        self._told = ""
+        self._instruction.publish(String(data=trial.instruction))
+        # The old scene goes on until plans are made of the new instruction.
+        self._until(lambda: self._told == trial.instruction, "planned by the new instruction")
+        self._plans, self._followed = 0, None
+        self._seam_jumps = []
+        self._trial, self._judge = trial, Judge(trial.task)
+        answer = self._reset.call_async(Trigger.Request())
+        self._held.clear()
+        self._until(answer.done, "reset the scene")
+        judge = self._judge
+        limit_s = 20 * trial.task.limit_s
+        self._until(lambda: judge.verdict is not None, "brought the episode to its end", limit_s)
+        return result_of(trial, judge, self._plans, self._seam_jumps)
+
+    def _until(self, done: Callable[[], bool], what: str, timeout_s: float = PATIENCE_S) -> None:
+        end = time.monotonic() + timeout_s
+        check = 0.0
+        while not done():
+            self._executor.spin_once(_RELAY_PERIOD_S if self._added_ns else 0.1)
+            self._pass_on()
+            if (now := time.monotonic()) > check:
+                self._children.check()
+                check = now + _CHECK_PERIOD_S
+            if self._fault:
+                raise self._team.policy.failure(f"is in fault: {self._fault}")
+            if now > end:
+                raise self._team.policy.failure(f"has not {what} within {timeout_s:g} s")
+
+    def _see(self, message: SimState) -> None:
+        trial, judge = self._trial, self._judge
+        if trial is None or judge is None or message.episode != trial.episode:
+            return
+        seconds = Time.from_msg(message.header.stamp).nanoseconds / NS_PER_S
+        centres = np.array([[c.x, c.y, c.z] for c in message.centres])
+        judge.see(seconds, frozenset(message.touched), centres, np.array(message.distances))
+
+    def _hear(self, status: PolicyStatus) -> None:
+        self._fault = status.reason if status.state == PolicyStatus.STATE_FAULT else ""
+
+    def _follow(self, message: ActionChunk) -> None:
+        """What the controller hears, too."""
+        self._told = message.instruction
+        chunk = chunk_from_message(message, self._embodiment)
+        now_ns = self.get_clock().now().nanoseconds
+        # Of the scene before a reset.
+        if chunk.stamp_ns > now_ns:
+            return
+        self._plans += 1
+        if self._followed is not None and self._followed.stamp_ns < chunk.stamp_ns:
+            jump = seam_jump(self._followed, chunk, now_ns, self._embodiment.velocity)
+            self._seam_jumps.append(jump)
+        self._followed = chunk
+
+    def _hold_back(self, message: ActionChunk) -> None:
+        self._held.append((self.get_clock().now().nanoseconds + self._added_ns, message))
+
+    def _pass_on(self) -> None:
+        now_ns = self.get_clock().now().nanoseconds
+        while self._held and self._held[0][0] <= now_ns:
+            message = self._held.popleft()[1]
+            # Of the scene before a reset.
+            if Time.from_msg(message.header.stamp).nanoseconds <= now_ns:
+                self._late.publish(message)

@@ -1,0 +1,71 @@
+"""The processes around a simulated arm: simulator, policy node, controller node and others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from cosmos3_ros.processes import Child, Children, ProcessFailed
+
+CONTROL_RATE_HZ = 50.0
+BRINGUP_TIMEOUT_S = 120.0
+
+Parameters = Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class Team:
+    """Started in this order; they end in the other."""
+
+    sim: Child
+    policy: Child
+    controller: Child
+
+
+def start_team(
+    children: Children,
+    bundle: Path,
+    embodiment: str,
+    *,
+    sim: Parameters,
+    policy: Parameters,
+    plans_topic: str = "action_chunk",
+) -> Team:
+    """Start the three nodes. ``sim``, ``policy``: their parameters besides the usual ones.
+
+    ``plans_topic``: where the policy node publishes its chunks.
+    """
+    common = {"embodiment": embodiment, "use_sim_time": "true"}
+    remapped = ("-r", f"action_chunk:={plans_topic}")
+    return Team(
+        sim=start_node(children, "sim_node", "sim", sim),
+        policy=start_node(
+            children, "policy_node", "nodes", {"bundle": bundle, **common, **policy}, *remapped
+        ),
+        controller=start_node(
+            children, "controller_node", "nodes", {"control_rate_hz": CONTROL_RATE_HZ, **common}
+        ),
+    )
+
+
+def start_node(
+    children: Children, name: str, room: str, parameters: Parameters, *words: str
+) -> Child:
+    """Start a node's module with parameters and further ROS arguments."""
+    given = [word for key, value in parameters.items() for word in ("-p", f"{key}:={value}")]
+    module = f"cosmos3_ros.{room}.{name}"
+    return children.start_module(name, module, "--ros-args", *given, *words)
+
+
+def bring_up(children: Children, team: Team) -> None:
+    """Configure and activate policy and controller. Raises ProcessFailed with their logs' ends."""
+    bringup = children.start_module(
+        "bringup", "cosmos3_ros.nodes.bringup", "cosmos3_policy", "cosmos3_controller"
+    )
+    try:
+        children.wait(bringup, BRINGUP_TIMEOUT_S)
+    except ProcessFailed as error:
+        # It names the node; why, only the node's own log says.
+        logs = [f"{child.log}:\n{child.tail()}" for child in (team.policy, team.controller)]
+        raise ProcessFailed("\n".join([str(error), *logs])) from None
