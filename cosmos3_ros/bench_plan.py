@@ -3,6 +3,9 @@
 Same weights, same noise, same threads, in turn in one process. The model is of middle size, and
 its VAE is meant so that decoding nine latents costs about five forwards and encoding one frame
 about 4 % of one, as Nano's do: otherwise a ratio would say something about a small VAE.
+
+``plan_pico`` is the trained policy that ships. It stands beside its denoise graph alone: diffusers'
+pipeline knows tiers of pictures, and pico's canvas is none of them.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from cosmos3_ros.engine.backends import open_backend
-from cosmos3_ros.engine.bundle import TOKENIZER, Bundle
+from cosmos3_ros.engine.bundle import TOKENIZER, Bundle, load_bundle
 from cosmos3_ros.engine.recipe import Recipe, load_recipe
 from cosmos3_ros.engine.session import Call, Engine
 from cosmos3_ros.engine.watched import Watched
@@ -35,7 +38,7 @@ from cosmos3_ros.policy.plan import Noise, Observation, Plan, Policy, Prompt, dr
 from cosmos3_ros.policy.program import PLAN
 from cosmos3_ros.resources import resource
 
-CASES = {"plan_256": "mid_256.yaml", "plan_droid": "mid_droid.yaml"}
+CASES = {"plan_256": "mid_256.yaml", "plan_droid": "mid_droid.yaml", "plan_pico": "pico.yaml"}
 INSTRUCTIONS = ("pick up the red cube", "pick up the blue cube")
 SEED = 7
 # The name under which diffusers knows the embodiment's domain.
@@ -91,22 +94,10 @@ def main(args: argparse.Namespace) -> int:
 
 def measure(name: str, folder: Path, threads: int, repeats: int) -> dict[str, Any]:
     """Everything about one case. Times are milliseconds."""
-    from cosmos3_ros.engine.export_model import make_components
-    from cosmos3_ros.engine.export_pipeline import stock_policy, use_threads
-
-    use_threads(threads)
     case = open_case(name, folder, threads)
     policy, observation, noise = case.policy, case.observation, case.noise
     floor = floor_program(policy)
     case.timed.engine.prepare({"floor": floor})
-    picture = Composer(case.embodiment)(observation.images)
-    reference = stock_policy(
-        make_components(case.recipe, None),
-        policy.contract,
-        case.recipe.tier or 0,
-        REFERENCE_DOMAIN,
-        case.embodiment.view_point,
-    )
     plans: list[Plan] = []
     state: dict[str, Prompt] = {"prompt": policy.prefill(INSTRUCTIONS[1])}
 
@@ -120,17 +111,20 @@ def measure(name: str, folder: Path, threads: int, repeats: int) -> dict[str, An
         "replan_ms": lambda: policy.plan(observation, state["prompt"], noise),
         "frame_ms": lambda: policy.predict_frames(plans[-1]),
         "floor_ms": lambda: case.timed.engine.run("floor"),
-        "reference_ms": lambda: reference(INSTRUCTIONS[0], picture, SEED, True),
-        "reference_latent_ms": lambda: reference(INSTRUCTIONS[0], picture, SEED, False),
     }
+    references = reference_actions(case, threads)
+    actions |= references
     act()  # the first run of each graph allocates what later ones find
     actions["frame_ms"]()
     times = in_turn(actions, repeats, case.name)
     result: dict[str, Any] = {key: spread(values) for key, values in times.items()}
     median = {key: value["median"] for key, value in result.items()}
+    if references:
+        result |= {
+            "ratio": median["reference_ms"] / median["action_ms"],
+            "replan_ratio": median["reference_ms"] / median["replan_ms"],
+        }
     result |= {
-        "ratio": median["reference_ms"] / median["action_ms"],
-        "replan_ratio": median["reference_ms"] / median["replan_ms"],
         "over_floor": median["action_ms"] / median["floor_ms"],
         "replan_over_floor": median["replan_ms"] / median["floor_ms"],
         "forwards": policy.contract.sampler.forwards,
@@ -144,16 +138,37 @@ def measure(name: str, folder: Path, threads: int, repeats: int) -> dict[str, An
             "returned_bytes": plans[-1].rows.nbytes + plans[-1].latents.nbytes,
         },
     }
-    result["predicted"] = predicted(case, actions["reference_ms"])
+    if references:
+        result["predicted"] = predicted(case, references["reference_ms"])
     return result
 
 
-def open_case(name: str, folder: Path, threads: int) -> Case:
-    from cosmos3_ros.engine.export import export
+def reference_actions(case: Case, threads: int) -> dict[str, Callable[[], object]]:
+    """The stock pipeline's runs, with and without its video; none where its tiers do not fit."""
+    if case.recipe.tier is None:
+        return {}
+    from cosmos3_ros.engine.export_model import make_components
+    from cosmos3_ros.engine.export_pipeline import stock_policy, use_threads
 
+    use_threads(threads)
+    picture = Composer(case.embodiment)(case.observation.images)
+    reference = stock_policy(
+        make_components(case.recipe, None),
+        case.policy.contract,
+        case.recipe.tier,
+        REFERENCE_DOMAIN,
+        case.embodiment.view_point,
+    )
+    return {
+        "reference_ms": lambda: reference(INSTRUCTIONS[0], picture, SEED, True),
+        "reference_latent_ms": lambda: reference(INSTRUCTIONS[0], picture, SEED, False),
+    }
+
+
+def open_case(name: str, folder: Path, threads: int) -> Case:
     recipe = load_recipe(resource("engines", CASES[name]))
     embodiment = load_embodiment(recipe.embodiment)
-    bundle = export(recipe, body_of(embodiment), folder / recipe.name)
+    bundle = bundle_of(recipe, embodiment, folder)
     contract = bundle.manifest.contract
     timed = Timed(open_backend(bundle, "onnxruntime", threads))
     tokenizer = Tokenizer.from_file(str(bundle.path / TOKENIZER))
@@ -172,6 +187,15 @@ def open_case(name: str, folder: Path, threads: int) -> Case:
         observation=Observation(images, embodiment.offset),
         noise=draw_noise(contract, rng),
     )
+
+
+def bundle_of(recipe: Recipe, embodiment: Embodiment, folder: Path) -> Bundle:
+    """Of random weights one that is made in ``folder``, of trained ones the one that ships."""
+    if recipe.model.random_seed is None:
+        return load_bundle(resource("engines", recipe.name))
+    from cosmos3_ros.engine.export import export
+
+    return export(recipe, body_of(embodiment), folder / recipe.name)
 
 
 def floor_program(policy: Policy) -> list[Call]:
@@ -261,9 +285,10 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
         for key, value in result.items():
             if key.endswith("_ms"):
                 spread_of = f"{value['min']:.0f} .. {value['max']:.0f}"
-                lines.append(f"  {key[:-3]:18}{value['median']:>10.0f} ms   {spread_of}")
+                lines.append(f"  {key[:-3]:18}{value['median']:>10.1f} ms   {spread_of}")
         for key in ("ratio", "over_floor"):
-            lines.append(f"  {key:18}{result[key]:>10.2f}      {_beside(result, key)}")
+            if key in result:
+                lines.append(f"  {key:18}{result[key]:>10.2f}      {_beside(result, key)}")
         shares = sorted(result["graph_share"].items(), key=lambda item: -item[1])
         lines.append(
             "  of an action      " + ", ".join(f"{k} {v:.1%}" for k, v in shares if v > 1e-3)
@@ -275,6 +300,8 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _beside(result: Mapping[str, Any], key: str) -> str:
+    if "predicted" not in result:
+        return ""
     expected = result["predicted"][key]
     off = result[key] / expected - 1
     words = f"arithmetic: {expected:.2f} ({off:+.0%})"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,17 @@ def test_the_arithmetic_of_the_reference_counts_its_video_and_its_text(
     assert predicted["action_tflop"] == pytest.approx(ours, abs=2e-3)
     assert predicted["reference_tflop"] > predicted["action_tflop"]
     assert predicted["ratio"] > 1 and 1 < predicted["over_floor"] < predicted["ratio"]
+
+
+def test_the_policy_that_ships_is_measured_without_a_reference(tmp_path: Path) -> None:
+    out = tmp_path / "bench_plan.json"
+    words = ["--case", "plan_pico", "--repeats", "2", "--threads", "1", "--out", str(out)]
+    assert bench.main(["plan", *words]) == 0
+    found = json.loads(out.read_text())["plan_pico"]
+    assert found["forwards"] == 4 and found["threads"] == 1
+    assert 0 < found["floor_ms"]["median"] < found["action_ms"]["median"]
+    assert not [key for key in found if "reference" in key or key in ("ratio", "predicted")]
+    assert "over_floor" in bench_plan.table({"plan_pico": found})
 
 
 def test_arrays_made_for_a_plan_are_counted() -> None:

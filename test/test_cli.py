@@ -11,6 +11,8 @@ import pytest
 from bundles import ROOT, Exported
 
 from cosmos3_ros.cli import COMMANDS, main
+from cosmos3_ros.engine.backends import open_backend
+from cosmos3_ros.engine.bundle import BundleError, load_bundle
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -84,3 +86,23 @@ def test_a_missing_argument_is_refused_in_one_line_with_exit_code_1(
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "--out" in error
+
+
+def test_twin_writes_a_bundle_that_a_cpu_runs(
+    tiny_fp8: Exported, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(BundleError):
+        open_backend(tiny_fp8.bundle, "onnxruntime", 1)
+    assert main(["twin", str(tiny_fp8.bundle.path), "--out", str(tmp_path / "twin")]) == 0
+    assert "the float32 twin of 'tiny_fp8' in fp8" in capsys.readouterr().out
+    twin = load_bundle(tmp_path / "twin")
+    open_backend(twin, "onnxruntime", 1).close()
+    assert "float32 twin of 'tiny_fp8'" in twin.manifest.warnings[-1]
+
+
+def test_twin_of_what_a_cpu_runs_already_is_refused(
+    tiny: Exported, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["twin", str(tiny.bundle.path), "--out", str(tmp_path / "twin")]) == 1
+    assert "is fp32 already" in capsys.readouterr().err
+    assert not (tmp_path / "twin").exists()

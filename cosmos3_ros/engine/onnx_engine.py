@@ -89,7 +89,8 @@ def _open(bundle: Bundle, part: PartSpec, threads: int) -> ort.InferenceSession:
         raise BundleError(
             f"bundle '{bundle.path}': ONNX Runtime cannot run {part.file} in "
             f"{bundle.manifest.precision} on this CPU ({_first_line(error)}); export the "
-            "bundle in fp32, or use a backend that runs this precision"
+            "bundle in fp32, or use a backend that runs this precision; 'cosmos3 twin' writes what "
+            "it computes as a bundle for a CPU"
         ) from error
     for found, expected in (
         (session.get_inputs(), part.inputs),
