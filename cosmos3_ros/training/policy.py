@@ -23,6 +23,7 @@ _WARM_UP_STEPS = 150
 _LAST_SHARE = 0.02  # of the learning rate
 _LARGEST_GRADIENT = 1.0
 _AVERAGE = 0.998
+_LONGEST_PREFIX = 0.75  # of a chunk
 _NOTE_PERIOD, _VALIDATION_PERIOD = 50, 500  # steps
 _VALIDATION_BATCH = 100
 _SAMPLED = 100  # clips
@@ -196,7 +197,8 @@ class _Draw:
         first = int(contract.state_row)
         if contract.state_row:
             rows[:, 0] += settings.state_noise * torch.randn_like(rows[:, 0])
-        committed = random.integers(1, contract.chunk // 2 + 1, settings.batch)
+        longest = int(_LONGEST_PREFIX * contract.chunk)
+        committed = random.integers(1, longest + 1, settings.batch)
         committed *= random.uniform(size=settings.batch) < settings.prefix_share
         for clip, count in enumerate(committed.tolist()):
             noisy[clip, first : first + count] = 0

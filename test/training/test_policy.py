@@ -158,7 +158,7 @@ def test_half_of_the_clips_have_committed_rows_and_all_a_state_that_is_not_quite
     clean = (batch.noisy_rows[..., 0] == 0).sum(1)
     assert clean.min() == 1, "the state row is always clean"
     assert 0.4 < (clean > 1).float().mean() < 0.6
-    assert set((clean - 1).tolist()) == set(range(contract.chunk // 2 + 1))
+    assert set((clean - 1).tolist()) == set(range(3 * contract.chunk // 4 + 1))
     for noisy in batch.noisy_rows[..., 0].tolist():
         assert noisy == sorted(noisy), "clean rows come first"
     clip = batch.rows[:, 1, 7].round().long()
