@@ -35,15 +35,15 @@ _OPEN, _CLOSED = 0.0, 1.0
 class Expert:
     """``act`` is called at RATE_HZ. ``goal``: the cube it goes to, one of the task's."""
 
-    def __init__(self, world: World, task: Task, random: np.random.Generator) -> None:
+    def __init__(self, world: World, task: Task, goal: str) -> None:
         self._world = world
         self._task = task
-        self.goal = task.goals[random.integers(len(task.goals))]
+        self._goal = goal
         self._joints = world.positions[:7]
 
     def act(self) -> np.ndarray:
         """Joint targets [7, rad] and closedness (0 open, 1 closed), [8]."""
-        cube = self._world.cubes[CUBES.index(self.goal)]
+        cube = self._world.cubes[CUBES.index(self._goal)]
         if self._task.kind == "lift":
             target, closedness, speed = self._lift(cube)
         else:

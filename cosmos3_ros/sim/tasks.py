@@ -73,6 +73,8 @@ LIFTED_M = 0.10
 # Another cube so far above where it began was taken in its place [m].
 TAKEN_M = 0.05
 
+_TASK_STREAM = 1
+
 SUCCESS, WRONG, NEITHER = "success", "wrong", "neither"
 
 
@@ -130,7 +132,8 @@ def draw_trials(
     ``held_out``: in wordings that no policy is trained on. ``shuffled``: the policy is told the
     instruction of another trial, drawn from all of them.
     """
-    random = np.random.default_rng((seed, KINDS.index(kind)))
+    # Apart from the scenes', which are drawn from (seed, episode).
+    random = np.random.default_rng((seed, KINDS.index(kind), _TASK_STREAM))
     tasks = [draw_task(random, [kind], held_out=held_out) for _ in range(count)]
     told = [tasks[i] for i in random.permutation(count)] if shuffled else tasks
     return [

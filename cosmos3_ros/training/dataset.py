@@ -17,6 +17,8 @@ from cosmos3_ros.replay.episode import Episode, LeRobotError, load_dataset, load
 from cosmos3_ros.replay.lerobot import camera_name
 
 STATE, ACTION = "observation.state", "action"
+# Apart from the streams that scenes and tasks are drawn from.
+_CLIP_STREAM = 2
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class Demonstrations:
 
     def draw_clips(self, episode: int, count: int, seed: int) -> list[Clip]:
         """``count`` clips of an episode, spread over it: one in each of as many equal parts."""
-        random = np.random.default_rng((seed, episode))
+        random = np.random.default_rng((seed, episode, _CLIP_STREAM))
         room = len(self.episodes[episode].rows) - self.chunk
         bounds = np.linspace(0, room, count + 1)
         firsts = (random.uniform(low, high) for low, high in pairwise(bounds))

@@ -15,13 +15,16 @@ from cosmos3_ros.policy.embodiment import Embodiment, load_embodiment
 from cosmos3_ros.replay.episode import LeRobotError
 from cosmos3_ros.sim.expert import RATE_HZ, Expert, closedness, finger_position
 from cosmos3_ros.sim.tasks import COLOURS, KINDS, SUCCESS, WORDINGS, Judge, Task, draw_task
-from cosmos3_ros.sim.world import CAMERAS, GRIPPER_JOINT, JOINTS, STEPS_PER_FRAME, World
+from cosmos3_ros.sim.world import CAMERAS, CUBES, GRIPPER_JOINT, JOINTS, STEPS_PER_FRAME, World
 from cosmos3_ros.training.dataset_writer import Layout, Recording, finish, is_written, write_file
 
 EMBODIMENT = "pico_panda"
 EPISODES_PER_FILE = 50
 # After the goal the expert goes on for so long, so that a policy sees what to do there [frames].
 _STAYS = 14
+# The scene is drawn from (seed, episode): a task drawn from the same numbers would be told by where
+# the cubes stand, and a policy would learn that in place of the words.
+_TASK_STREAM = 1
 # Clips of a chunk's length begin anywhere: an episode has room for some of them [frames].
 _SHORTEST = 24
 
@@ -94,10 +97,16 @@ def demonstrations(
 ) -> Iterator[tuple[Task, Recording, bool]]:
     """The expert's episodes: task, what was recorded, and whether it got there."""
     for episode in episodes:
-        random = np.random.default_rng((seed, episode))
-        task = draw_task(random)
+        task, goal = draw_demonstration(seed, episode)
         world.reset(seed, episode, practice=True)
-        yield task, *_demonstrate(world, task, random)
+        yield task, *_demonstrate(world, task, CUBES[goal])
+
+
+def draw_demonstration(seed: int, episode: int) -> tuple[Task, int]:
+    """What the expert is told in an episode, and which of CUBES it goes to."""
+    random = np.random.default_rng((seed, episode, _TASK_STREAM))
+    task = draw_task(random)
+    return task, CUBES.index(task.goals[random.integers(len(task.goals))])
 
 
 def _write_file(out: Path, episodes: int, seed: int, file_index: int) -> int:
@@ -109,8 +118,8 @@ def _write_file(out: Path, episodes: int, seed: int, file_index: int) -> int:
     return len(wanted)
 
 
-def _demonstrate(world: World, task: Task, random: np.random.Generator) -> tuple[Recording, bool]:
-    expert, judge = Expert(world, task, random), Judge(task)
+def _demonstrate(world: World, task: Task, goal: str) -> tuple[Recording, bool]:
+    expert, judge = Expert(world, task, goal), Judge(task)
     frames: dict[str, list[np.ndarray]] = {camera: [] for camera in CAMERAS}
     states, actions = [], []
     left = round(task.limit_s * RATE_HZ)

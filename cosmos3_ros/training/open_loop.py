@@ -119,9 +119,7 @@ def predict(
         predicted = to_canvases(whole.decode(found * std + mean))
         given_back = to_canvases(whole.decode(latents * std + mean))
         parts.append((seen, predicted, given_back, physical, true_rows))
-    seen, predicted, given_back, physical, true_rows = map(
-        np.concatenate, zip(*parts, strict=True)
-    )
+    seen, predicted, given_back, physical, true_rows = map(np.concatenate, zip(*parts, strict=True))
     return Predicted(
         seen=seen,
         predicted=predicted,

@@ -43,7 +43,8 @@ class PolicySettings:
 
     ``caption_dropout``: share of the clips that are shown no instruction, for guidance.
     ``prefix_share``: share whose first rows, a random number of them, are clean, as committed rows
-    are (training-time real-time chunking). ``state_noise``: deviation added to the state row, in
+    are (training-time real-time chunking). ``pure_noise_share``: share of the others that are shown
+    nothing but noise to begin with. ``state_noise``: deviation added to the state row, in
     the model's units. ``action_weight``: of the rows' loss beside the video's.
     """
 
@@ -53,6 +54,7 @@ class PolicySettings:
     learning_rate: float
     caption_dropout: float
     prefix_share: float
+    pure_noise_share: float
     state_noise: float
     action_weight: float
 

@@ -203,16 +203,19 @@ def test_a_scene_looks_different_and_stands_the_same(world: World) -> None:
         np.testing.assert_array_equal(one, same)
 
 
-def test_practice_begins_beside_a_cube_now_and_then(world: World) -> None:
-    def low(practice: bool) -> int:
-        count = 0
+def test_practice_begins_beside_a_cube_or_with_closed_fingers_now_and_then(world: World) -> None:
+    def beginnings(practice: bool) -> tuple[int, int]:
+        low = closed = 0
         for episode in range(60):
             world.reset(3, episode, practice=practice)
-            count += world.fingertip[2] < 0.16
-        return count
+            low += world.fingertip[2] < 0.16
+            closed += world.positions[7] < GRIPPER_OPEN_M - 1e-6
+            assert world.targets[7] == world.positions[7]
+        return low, closed
 
-    assert low(practice=False) == 0
-    assert 12 <= low(practice=True) <= 40
+    assert beginnings(practice=False) == (0, 0)
+    low, closed = beginnings(practice=True)
+    assert 12 <= low <= 40 and 8 <= closed <= 28
 
 
 def test_closed_fingers_stop_at_a_cube_and_touch_it(world: World) -> None:

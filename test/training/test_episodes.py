@@ -29,6 +29,19 @@ def test_the_expert_does_what_it_is_told() -> None:
     assert {kind for kind, _ in done} == {"touch", "lift", "any"}
 
 
+def test_a_scene_does_not_tell_its_task() -> None:
+    """Where a cube stands says nothing of the colour that is named, of the kind, or of the goal."""
+    world, places, tasks = World(render=False), [], []
+    for episode in range(400):
+        world.reset(5, episode, practice=True)
+        places.append([*world.cubes[:, :2].ravel(), *world.fingertip])
+        task, goal = module.draw_demonstration(5, episode)
+        tasks.append([task.colour == "red", task.colour == "blue", task.kind == "any", goal])
+    both = np.corrcoef(np.array(places, float).T, np.array(tasks, float).T)
+    # Five deviations of the correlation of independent numbers.
+    assert np.abs(both[:9, 9:]).max() < 5 / np.sqrt(400), both[:9, 9:]
+
+
 def test_an_episode_holds_what_the_expert_saw_did_and_was_told() -> None:
     world = World()
     robot = load_embodiment("pico_panda")

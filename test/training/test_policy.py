@@ -17,7 +17,7 @@ from cosmos3_ros.engine.session import Contract
 from cosmos3_ros.export_command import body_of
 from cosmos3_ros.training.captions import train_tokenizer
 from cosmos3_ros.training.flow import Texts, make_texts
-from cosmos3_ros.training.policy import Clips, _Draw, new_transformer, train_policy
+from cosmos3_ros.training.policy import Clips, _Draw, _draw_shares, new_transformer, train_policy
 from cosmos3_ros.training.run import components_of, new_vae
 from cosmos3_ros.training.runs import Stage, read_curve
 from cosmos3_ros.training.settings import PolicySettings, training_settings
@@ -165,3 +165,19 @@ def test_half_of_the_clips_have_committed_rows_and_all_a_state_that_is_not_quite
     off = batch.rows[:, 0] - shown.rows[clip, 0]
     assert off.std() == pytest.approx(0.05, rel=0.1)
     torch.testing.assert_close(batch.rows[:, 1:], shown.rows[clip, 1:])
+
+
+def test_half_of_what_shows_no_committed_rows_begins_as_nothing_but_noise(
+    contract: Contract, texts: Texts, settings: PolicySettings
+) -> None:
+    chosen = replace(settings, batch=400, prefix_share=0.5, pure_noise_share=0.5)
+    batch, _ = _Draw(clips(contract), texts, contract, chosen)(np.random.default_rng(0))
+    share = _draw_shares(np.random.default_rng(1), batch, contract, chosen)
+    committed = batch.noisy_rows[:, 1, 0] == 0
+    assert (share[committed] < 1).all()
+    assert 0.4 < (share[~committed] == 1).float().mean() < 0.6
+    # Without those, the batch is spread evenly from 0 to 1.
+    even = _draw_shares(
+        np.random.default_rng(1), batch, contract, replace(chosen, pure_noise_share=0.0)
+    )
+    np.testing.assert_allclose(np.sort(even), (np.arange(400) + 0.5) / 400, atol=0.5 / 400 + 1e-6)
