@@ -99,7 +99,12 @@ class Progress:
 
 
 def read_curve(file: Path) -> list[dict[str, float]]:
-    """The rows of a curve; a figure that was not taken at a step is left out."""
+    """The rows of a curve; a figure that was not taken at a step is left out.
+
+    None where the stage was too short for a figure.
+    """
+    if not file.is_file():
+        return []
     with file.open(newline="") as stream:
         return [
             {key: float(value) for key, value in row.items() if value}

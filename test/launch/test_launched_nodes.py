@@ -89,11 +89,11 @@ def peer(ros_context: Context) -> Peer:
 
 
 def test_launched_nodes_come_up_and_command_the_arm(
-    stand_in: None, peer: Peer, ros_domain_id: int, tiny: Exported, tmp_path: Path
+    stand_in: None, peer: Peer, ros_domain_id: int, pico: Exported, tmp_path: Path
 ) -> None:
     commands: list[JointState] = []
     peer.node.create_subscription(JointState, "joint_command", commands.append, 10)
-    with launched(tiny.bundle.path, ros_domain_id, tmp_path) as children:
+    with launched(pico.bundle.path, ros_domain_id, tmp_path) as children:
         assert ended(children, "bringup") == 0, log_of(children, "bringup")
         assert peer.states() == {"active"}
         deadline = time.monotonic() + 20.0
@@ -114,7 +114,7 @@ def test_bundle_that_is_not_there_fails_the_bring_up_and_leaves_nothing_half_act
 
 
 def test_ros2_launch_brings_both_nodes_up(
-    peer: Peer, ros_domain_id: int, tiny: Exported, monkeypatch: pytest.MonkeyPatch
+    peer: Peer, ros_domain_id: int, pico: Exported, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The real launch, where it is installed: a robot with ROS from apt."""
     pytest.importorskip("launch_ros", reason="launch_ros is not in this environment")
@@ -135,7 +135,7 @@ def test_ros2_launch_brings_both_nodes_up(
         return [EmitEvent(event=launch.events.Shutdown(reason="asked"))]
 
     path = str(launch_stand_in.ROOT / "launch" / "sim.launch.py")
-    arguments = [("bundle", str(tiny.bundle.path)), ("namespace", NAMESPACE)]
+    arguments = [("bundle", str(pico.bundle.path)), ("namespace", NAMESPACE)]
     service = launch.LaunchService(noninteractive=True)
     service.include_launch_description(
         launch.LaunchDescription(

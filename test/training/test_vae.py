@@ -53,9 +53,9 @@ def test_a_clip_in_one_piece_is_the_stock_one_in_chunks(recipe: Recipe) -> None:
         clip = WholeClip(vae)
         mean, variance = clip.encode(pictures)
         decoded = clip.decode(mean)
-    torch.testing.assert_close(mean, expected[:, :channels], atol=1e-5, rtol=0)
-    torch.testing.assert_close(variance, expected[:, channels:].clamp(-20, 5), atol=1e-5, rtol=0)
-    torch.testing.assert_close(decoded.clamp(-1, 1), shown, atol=1e-5, rtol=0)
+    torch.testing.assert_close(mean, expected[:, :channels], atol=3e-5, rtol=0)
+    torch.testing.assert_close(variance, expected[:, channels:].clamp(-20, 5), atol=3e-5, rtol=0)
+    torch.testing.assert_close(decoded.clamp(-1, 1), shown, atol=3e-5, rtol=0)
     # What the policy sees, one picture, is what it was trained on, the first of a clip.
     torch.testing.assert_close(mean[:, :, :1], first, atol=1e-6, rtol=0)
 
