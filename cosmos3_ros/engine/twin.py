@@ -77,7 +77,9 @@ def twin_bundle(bundle: Bundle, folder: Path) -> Bundle:
             precision="fp32",
             warnings=(*manifest.warnings, warning),
             graphs={name: _graph_spec(spec) for name, spec in manifest.graphs.items()},
-            files={p.name: file_sha256(p) for p in sorted(folder.glob("[!.]*")) if p.name != MANIFEST},
+            files={
+                p.name: file_sha256(p) for p in sorted(folder.glob("[!.]*")) if p.name != MANIFEST
+            },
         ),
     )
     return load_bundle(folder)

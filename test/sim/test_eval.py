@@ -51,7 +51,9 @@ def test_latency_is_added_to_every_plan(tmp_path: Path, pico: Exported) -> None:
     words = ("--task", "touch", "--episodes", 3)
     found = evaluated(tmp_path / "late.json", *words, "--added-latency-ms", 400)
     assert found["added_latency_ms"] == 400
-    assert all(result["time_to_goal_s"] > 0.5 for result in found["each"] if result["time_to_goal_s"])
+    assert all(
+        result["time_to_goal_s"] > 0.5 for result in found["each"] if result["time_to_goal_s"]
+    )
 
 
 def test_the_twin_writes_the_same_figures(tmp_path: Path, pico: Exported) -> None:
