@@ -38,7 +38,7 @@ def describe(outcome: Outcome) -> str:
     if outcome.touched_after_s is not None:
         came.append(f"touched {outcome.touched} after {outcome.touched_after_s:.1f} s")
     if outcome.lifted_after_s is not None:
-        came.append(f"lifted it after {outcome.lifted_after_s:.1f} s")
+        came.append(f"lifted {outcome.lifted} after {outcome.lifted_after_s:.1f} s")
     return f"“{outcome.instruction}”: {', '.join(came) or 'nothing was touched'}"
 
 

@@ -11,9 +11,8 @@ import numpy as np
 
 from cosmos3_ros.control.chunk import Chunk
 from cosmos3_ros.control.schedule import Schedule
-from cosmos3_ros.sim.tasks import Judge, Trial
+from cosmos3_ros.sim.tasks import NEITHER, SUCCESS, WRONG, Judge, Trial
 
-VERDICTS = ("success", "wrong", "neither")
 # Two-sided 95 % of the normal distribution.
 _Z = 1.959964
 
@@ -101,7 +100,7 @@ def _by(
 def _figures(results: Sequence[EpisodeResult]) -> dict[str, Any]:
     total = len(results)
     rates = {}
-    for verdict in VERDICTS:
+    for verdict in (SUCCESS, WRONG, NEITHER):
         count = sum(result.verdict == verdict for result in results)
         low, high = wilson(count, total)
         rate = count / total if total else math.nan

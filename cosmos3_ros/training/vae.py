@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import types
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -195,13 +194,6 @@ def encode_clips(clip: WholeClip, clips: Iterator[np.ndarray], batch: int = 4) -
     return np.concatenate(encoded)
 
 
-@torch.no_grad()
-def reconstruct(clip: WholeClip, canvases: np.ndarray) -> np.ndarray:
-    """What is left of clips uint8 [B,T,H,W,3] after the VAE, uint8."""
-    mean, _ = clip.encode(to_pictures(canvases))
-    return to_canvases(clip.decode(mean))
-
-
 def to_canvases(pictures: Tensor) -> np.ndarray:
     """[B,3,T,H,W] in [-1, 1] as uint8 [B,T,H,W,3]."""
     scaled = ((pictures.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
@@ -215,10 +207,6 @@ def set_statistics(vae: AutoencoderKLWan, latents: np.ndarray) -> None:
     vae.register_to_config(
         latents_mean=by_channel.mean(1).tolist(), latents_std=by_channel.std(1).tolist()
     )
-
-
-def save_vae(vae: AutoencoderKLWan, folder: Path) -> None:
-    vae.save_pretrained(folder)
 
 
 def _learning_rate(step: int, settings: VaeSettings) -> float:

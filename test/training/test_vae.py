@@ -18,7 +18,6 @@ from cosmos3_ros.training.vae import (
     WholeClip,
     decibel,
     encode_clips,
-    reconstruct,
     set_statistics,
     to_canvases,
     to_pictures,
@@ -72,7 +71,9 @@ def test_training_makes_pictures_more_like_themselves(recipe: Recipe, tmp_path: 
 
 
 def squared_error(vae: AutoencoderKLWan, clips: np.ndarray) -> float:
-    shown = reconstruct(WholeClip(vae), clips).astype(float)
+    whole = WholeClip(vae)
+    with torch.no_grad():
+        shown = to_canvases(whole.decode(whole.encode(to_pictures(clips))[0])).astype(float)
     return float(np.square(shown - clips).mean())
 
 
