@@ -79,6 +79,13 @@ class Demonstrations:
             [fit(compose(dict(zip(self._keys, shown, strict=True)))).copy() for shown in pictures]
         )
 
+    def rows(self, clip: Clip) -> np.ndarray:
+        """Physical rows of a clip [rows,width]: where the embodiment has a state row, the state at
+        the first frame; then the actions from it."""
+        actions = self.actions[clip.episode][clip.first : clip.first + self.chunk]
+        state = self.states[clip.episode][clip.first : clip.first + 1]
+        return np.concatenate([state, actions]) if self._embodiment.state_row else actions
+
     def draw_clips(self, episode: int, count: int, seed: int) -> list[Clip]:
         """``count`` clips of an episode, spread over it: one in each of as many equal parts."""
         random = np.random.default_rng((seed, episode, _CLIP_STREAM))

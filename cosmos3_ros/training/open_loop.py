@@ -101,16 +101,11 @@ def predict(
             [shown.canvases(c.episode)[c.first : c.first + contract.chunk + 1] for c in chosen]
         )
         latents = (whole.encode(to_pictures(seen))[0] - mean) / std
-        state = np.stack([shown.states[c.episode][c.first] for c in chosen])
-        true_rows = np.stack(
-            [shown.actions[c.episode][c.first : c.first + contract.chunk] for c in chosen]
-        )
-        rows = torch.zeros(len(chosen), contract.rows, contract.width)
+        true_rows = np.stack([shown.rows(clip) for clip in chosen])
+        rows = torch.from_numpy(embodiment.to_model(true_rows).astype(np.float32))
         noisy = torch.ones(len(chosen), contract.rows, 1)
         first = int(contract.state_row)
-        if contract.state_row:
-            rows[:, 0] = torch.from_numpy(embodiment.to_model(state))
-            noisy[:, 0] = 0
+        rows[:, first:], noisy[:, :first] = 0, 0
         caption = torch.arange(start, start + len(chosen))
         # Of the latents, the first alone is read.
         given = torch.cat([latents[:, :, :1], torch.zeros_like(latents[:, :, 1:])], 2)
@@ -118,7 +113,7 @@ def predict(
         physical = embodiment.to_physical(planned[:, first:].double().numpy())
         predicted = to_canvases(whole.decode(found * std + mean))
         given_back = to_canvases(whole.decode(latents * std + mean))
-        parts.append((seen, predicted, given_back, physical, true_rows))
+        parts.append((seen, predicted, given_back, physical, true_rows[:, first:]))
     seen, predicted, given_back, physical, true_rows = map(np.concatenate, zip(*parts, strict=True))
     return Predicted(
         seen=seen,

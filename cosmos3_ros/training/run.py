@@ -280,17 +280,13 @@ def _clips(
     shape = (1, -1, 1, 1, 1)
     mean = np.array(vae.config.latents_mean, np.float32).reshape(shape)
     std = np.array(vae.config.latents_std, np.float32).reshape(shape)
-    rows, captions = [], []
-    for clip in cut:
-        actions = shown.actions[clip.episode][clip.first : clip.first + shown.chunk]
-        state = shown.states[clip.episode][clip.first : clip.first + 1]
-        rows.append(np.concatenate([state, actions] if embodiment.state_row else [actions]))
-        captions.append(instructions.index(shown.instructions[clip.episode][clip.first]))
+    rows = np.stack([shown.rows(clip) for clip in cut])
+    captions = [instructions.index(shown.instructions[c.episode][c.first]) for c in cut]
     # Half precision holds a normalised latent to one part in a thousand, and half the memory.
     normalised = ((latents - mean) / std).astype(np.float16)
     return Clips(
         latents=torch.from_numpy(normalised),
-        rows=torch.from_numpy(embodiment.to_model(np.stack(rows)).astype(np.float32)),
+        rows=torch.from_numpy(embodiment.to_model(rows).astype(np.float32)),
         caption=torch.tensor(captions),
     )
 

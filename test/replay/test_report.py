@@ -10,7 +10,8 @@ import pytest
 from recordings import FPS, HEIGHT, JOINTS, WIDTH, image, joint_state, write_recording
 
 from cosmos3_ros.replay.bags import BagWriter, encode, message_class, open_bag
-from cosmos3_ros.replay.report import COLUMNS, COMMANDED, MEASURED, Run, read_run, report
+from cosmos3_ros.replay.recorded_run import GLIMPSES, Run, read_run
+from cosmos3_ros.replay.report import COMMANDED, MEASURED, report
 
 
 def read(path: Path, inputs: Path | None = None) -> Run:
@@ -39,7 +40,7 @@ def test_the_picture_is_drawn_with_cameras_predictions_and_joints(
 
 def test_a_prediction_stands_beside_the_picture_of_its_own_time(recording: Path) -> None:
     run = read(recording)
-    assert len(run.glimpses) == COLUMNS
+    assert len(run.glimpses) == GLIMPSES
     for glimpse in run.glimpses:
         # A prediction is one frame ahead of its plan; the camera gets brighter by 1 a frame.
         frame = round(glimpse.time_s * FPS)

@@ -71,10 +71,11 @@ def test_the_arm_goes_where_it_is_told_and_elsewhere_when_told_otherwise(tmp_pat
     assert summary["bundle"] == "pico" and summary["duration_s"] > 0.8 * SECONDS
     outcomes = summary["outcomes"]
     assert [outcome["instruction"] for outcome in outcomes] == [line.instruction for line in SCRIPT]
-    touched = [outcome["touched"] for outcome in outcomes]
+    first, overtaken, second, third = (outcome["touched"] for outcome in outcomes)
     # The second instruction is replaced while the arm is on its way.
-    assert touched[1] == "", outcomes
-    assert "touch the red cube" in stdout
+    assert (first, overtaken, second) == ("red", "", "blue"), outcomes
+    assert third == "red"
+    assert "touched blue after" in stdout
 
 
 def test_a_process_that_dies_ends_the_demo_at_once_with_its_log(

@@ -26,7 +26,7 @@ def verdicts(found: list[EpisodeResult]) -> Counter[str]:
     return Counter(result.verdict for result in found)
 
 
-@pytest.mark.parametrize(("kind", "least"), [("touch", 9), ("any", 9), ("lift", 6)])
+@pytest.mark.parametrize(("kind", "least"), [("touch", 18), ("any", 17), ("lift", 14)])
 def test_the_policy_does_what_it_is_told(pico: Exported, kind: str, least: int) -> None:
     found = results(pico, kind, 20)
     assert verdicts(found)["success"] >= least, verdicts(found)
@@ -37,7 +37,7 @@ def test_the_policy_does_what_it_is_told(pico: Exported, kind: str, least: int) 
 
 def test_it_listens_to_the_instruction(pico: Exported) -> None:
     found = results(pico, "touch", 20, shuffled=True)
-    assert verdicts(found)["wrong"] >= 5, verdicts(found)
+    assert verdicts(found)["wrong"] >= 8, verdicts(found)
 
 
 def test_it_looks_at_the_cameras(pico: Exported) -> None:

@@ -16,7 +16,7 @@ from training_parts import FRAMES, PICO_PANDA, TASKS, recording, write_demonstra
 
 from cosmos3_ros.engine.session import Contract
 from cosmos3_ros.replay.episode import LeRobotError, load_dataset, load_episode, load_episodes
-from cosmos3_ros.training.dataset import ACTION, STATE, Demonstrations
+from cosmos3_ros.training.dataset import ACTION, STATE, Clip, Demonstrations
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +78,16 @@ def test_clips_are_spread_over_an_episode_and_stay_inside(
     assert (firsts[:, 0] < room / 2).all() and (firsts[:, 1] >= room / 2).all()
     assert set(firsts.ravel().tolist()) == set(range(room))
     assert shown.draw_clips(1, 2, 7) == drawn[7]
+
+
+def test_a_clip_has_the_state_it_begins_in_and_the_actions_from_it(
+    tmp_path: Path, contract: Contract
+) -> None:
+    shown = Demonstrations(write_demonstrations(tmp_path / "data"), PICO_PANDA, contract)
+    rows = shown.rows(Clip(episode=1, first=3))
+    assert rows.shape == (1 + contract.chunk, PICO_PANDA.width)
+    np.testing.assert_array_equal(rows[0], shown.states[1][3])
+    np.testing.assert_array_equal(rows[1:], shown.actions[1][3 : 3 + contract.chunk])
 
 
 def test_short_episodes_are_left_out_and_counted(tmp_path: Path, contract: Contract) -> None:
