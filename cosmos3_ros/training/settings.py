@@ -27,14 +27,26 @@ class VaeSettings:
     """``short_steps`` on clips of 5 and 9 frames, then ``long_steps`` on whole chunks.
 
     The causal memory of the VAE is only as long as the clips it was trained on: without the second
-    stage, colours drift towards the end of a chunk. ``episodes``: how many it sees.
+    stage, colours drift towards the end of a chunk. ``decoder_steps``: more whole chunks for the
+    decoder alone, which costs half. ``episodes``: how many it sees.
     """
 
     episodes: int
     short_steps: int
     long_steps: int
+    decoder_steps: int
     short_learning_rate: float
     long_learning_rate: float
+    decoder_learning_rate: float
+
+    @property
+    def stages(self) -> tuple[tuple[float, int], ...]:
+        """Learning rate and steps of each stage."""
+        return (
+            (self.short_learning_rate, self.short_steps),
+            (self.long_learning_rate, self.long_steps),
+            (self.decoder_learning_rate, self.decoder_steps),
+        )
 
 
 @dataclass(frozen=True)

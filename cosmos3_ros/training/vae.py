@@ -21,12 +21,14 @@ from tqdm import tqdm
 from cosmos3_ros.training.runs import Progress, Stage, seeded
 from cosmos3_ros.training.settings import VaeSettings
 
-# Clips of a step of the first stage, by turns: number and frames. The second stage: whole chunks.
+# Clips of a step of the first stage, by turns: number and frames. The other stages: whole chunks.
 _SHORT = ((8, 5), (4, 9))
 _LONG_BATCH = 3
 # What moves and what is small weighs as much as what stands still and is large.
-_FOREGROUND, _FOREGROUND_WEIGHT = 0.12, 4.0
-_KL_WEIGHT = 2e-4
+_FOREGROUND, _FOREGROUND_WEIGHT = 0.12, 2.0
+# Mostly the squared error, of which PSNR is made; a little of the absolute one keeps edges sharp.
+_ABSOLUTE_WEIGHT = 0.1
+_KL_WEIGHT = 2e-5
 _WARM_UP_STEPS = 50
 _LAST_SHARE = 0.03  # of the learning rate
 _LARGEST_GRADIENT = 1.0
@@ -59,8 +61,15 @@ class WholeClip(nn.Module):
         pictures: Tensor = wan.unpatchify(patches, patch_size=self.vae.config.patch_size)
         return pictures
 
-    def forward(self, pictures: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Reconstruction, mean and logarithmic variance."""
+    def forward(
+        self, pictures: Tensor, noise: Tensor, decoder_alone: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Reconstruction, mean and logarithmic variance. ``decoder_alone``: no gradient reaches
+        the encoder, and the decoder is given the mean."""
+        if decoder_alone:
+            with torch.no_grad():
+                mean, variance = self.encode(pictures)
+            return self.decode(mean), mean, variance
         mean, variance = self.encode(pictures)
         return self.decode(mean + noise * (0.5 * variance).exp()), mean, variance
 
@@ -111,7 +120,8 @@ def train_vae(
     progress = Progress(
         stage, lambda: {"vae": vae.state_dict(), "optimiser": optimiser.state_dict()}, load
     )
-    first, last = progress.resume(), settings.short_steps + settings.long_steps
+    together = settings.short_steps + settings.long_steps
+    first, last = progress.resume(), together + settings.decoder_steps
     if first < last:
         films = load_films()
         background = _background(films)
@@ -124,7 +134,7 @@ def train_vae(
             count, length = _SHORT[step % 2] if step < settings.short_steps else (0, 0)
             shape = (count, length) if count else (_LONG_BATCH, frames)
             pictures = _draw(films, *shape, random)
-            figures = _step(forward, clip, optimiser, pictures, background)
+            figures = _step(forward, clip, optimiser, pictures, background, step >= together)
             bar.update()
             noted = (step + 1) % _NOTE_PERIOD == 0
             progress.stepped(step + 1, figures() if noted else None)
@@ -139,17 +149,18 @@ def _step(
     optimiser: torch.optim.Optimizer,
     pictures: Tensor,
     background: Tensor,
+    decoder_alone: bool,
 ) -> Any:
     """One step; returns a function that gives its figures."""
     vae = clip.vae.config
     frames = 1 + (pictures.shape[2] - 1) // vae.scale_factor_temporal
     size = [side // vae.scale_factor_spatial for side in pictures.shape[3:]]
     noise = torch.randn(len(pictures), vae.z_dim, frames, *size)
-    seen, mean, variance = forward(pictures, noise)
+    seen, mean, variance = forward(pictures, noise, decoder_alone)
     foreground = ((pictures - background).abs().amax(1, keepdim=True) > _FOREGROUND).float()
     weight = 1 + _FOREGROUND_WEIGHT * foreground
     error = pictures - seen
-    reconstruction = (weight * (error.abs() + error.square())).mean()
+    reconstruction = (weight * (_ABSOLUTE_WEIGHT * error.abs() + error.square())).mean()
     divergence = 0.5 * (mean.square() + variance.exp() - 1 - variance).mean()
     loss = reconstruction + _KL_WEIGHT * divergence
     optimiser.zero_grad()
@@ -211,11 +222,10 @@ def set_statistics(vae: AutoencoderKLWan, latents: np.ndarray) -> None:
 
 def _learning_rate(step: int, settings: VaeSettings) -> float:
     """Cosine to nearly nothing in each stage, after a warm-up."""
-    if step < settings.short_steps:
-        peak, done, steps = settings.short_learning_rate, step, settings.short_steps
-    else:
-        peak, done = settings.long_learning_rate, step - settings.short_steps
-        steps = settings.long_steps
+    stages, done = list(settings.stages), step
+    while done >= stages[0][1]:
+        done -= stages.pop(0)[1]
+    peak, steps = stages[0]
     cosine = 0.5 * (1 + math.cos(math.pi * done / steps))
     warm = min(1.0, (done + 1) / _WARM_UP_STEPS)
     return peak * warm * (_LAST_SHARE + (1 - _LAST_SHARE) * cosine)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,15 @@ from cosmos3_ros.training.vae import (
     train_vae,
 )
 
-SETTINGS = VaeSettings(3, 4, 2, 2.5e-3, 8e-4)
+SETTINGS = VaeSettings(
+    episodes=3,
+    short_steps=4,
+    long_steps=2,
+    decoder_steps=2,
+    short_learning_rate=2.5e-3,
+    long_learning_rate=8e-4,
+    decoder_learning_rate=8e-4,
+)
 
 
 @pytest.fixture
@@ -63,7 +72,10 @@ def test_training_makes_pictures_more_like_themselves(recipe: Recipe, tmp_path: 
     vae = new_vae(recipe, 0)
     clips = np.stack([film[:17] for film in films()])
     before = squared_error(vae, clips)
-    trained(vae, tmp_path / "run", VaeSettings(3, 30, 5, 5e-3, 2e-3))
+    settings = replace(
+        SETTINGS, short_steps=30, long_steps=5, short_learning_rate=5e-3, long_learning_rate=2e-3
+    )
+    trained(vae, tmp_path / "run", settings)
     assert squared_error(vae, clips) < 0.5 * before
     curve = read_curve(tmp_path / "run" / "vae.csv")
     assert [row["step"] for row in curve] == [25]
@@ -83,12 +95,22 @@ def test_a_training_that_was_stopped_ends_where_it_would_have_ended(
     whole, halves = new_vae(recipe, 0), new_vae(recipe, 0)
     trained(whole, tmp_path / "whole")
     state = tmp_path / "halves" / "vae.state.pt"
-    trained(halves, tmp_path / "halves", VaeSettings(3, 4, 0, 2.5e-3, 8e-4))
+    trained(halves, tmp_path / "halves", replace(SETTINGS, long_steps=0, decoder_steps=0))
     assert state.is_file()
     fresh = new_vae(recipe, 99)
     trained(fresh, tmp_path / "halves")
     for name, tensor in whole.state_dict().items():
         torch.testing.assert_close(fresh.state_dict()[name], tensor, atol=0, rtol=0, msg=name)
+
+
+def test_the_decoder_alone_leaves_the_latents_as_they_are(recipe: Recipe, tmp_path: Path) -> None:
+    vae = new_vae(recipe, 0)
+    trained(vae, tmp_path / "run", replace(SETTINGS, decoder_steps=0))
+    before = {name: tensor.clone() for name, tensor in vae.state_dict().items()}
+    trained(vae, tmp_path / "run")
+    changed = {name for name, tensor in vae.state_dict().items() if (tensor != before[name]).any()}
+    assert changed, "the decoder learns"
+    assert not [n for n in changed if not n.startswith(("decoder.", "post_quant_conv."))]
 
 
 def test_a_state_of_another_model_is_refused_by_name(recipe: Recipe, tmp_path: Path) -> None:
