@@ -105,7 +105,8 @@ def predict(
         rows = torch.from_numpy(embodiment.to_model(true_rows).astype(np.float32))
         noisy = torch.ones(len(chosen), contract.rows, 1)
         first = int(contract.state_row)
-        rows[:, first:], noisy[:, :first] = 0, 0
+        rows[:, first:] = 0
+        noisy[:, :first] = 0
         caption = torch.arange(start, start + len(chosen))
         # Of the latents, the first alone is read.
         given = torch.cat([latents[:, :, :1], torch.zeros_like(latents[:, :, 1:])], 2)

@@ -101,7 +101,7 @@ class Progress:
 def read_curve(file: Path) -> list[dict[str, float]]:
     """The rows of a curve; a figure that was not taken at a step is left out.
 
-    None where the stage was too short for a figure.
+    There are no rows where the stage was too short for a figure.
     """
     if not file.is_file():
         return []

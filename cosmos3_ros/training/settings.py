@@ -28,7 +28,7 @@ class VaeSettings:
 
     The causal memory of the VAE is only as long as the clips it was trained on: without the second
     stage, colours drift towards the end of a chunk. ``decoder_steps``: more whole chunks for the
-    decoder alone, which costs half. ``episodes``: how many it sees.
+    decoder alone, while the latents stay as they are. ``episodes``: how many it sees.
     """
 
     episodes: int
