@@ -71,6 +71,8 @@ class Examiner(Node):
         self._instruction.publish(String(data=trial.instruction))
         # The old scene goes on until plans are made of the new instruction.
         self._until(lambda: self._told == trial.instruction, "planned by the new instruction")
+        # A request to a service that is not matched yet is lost.
+        self._until(self._reset.service_is_ready, "met the simulator that resets the scene")
         self._plans, self._followed = 0, None
         self._seam_jumps = []
         self._trial, self._judge = trial, Judge(trial.task)
