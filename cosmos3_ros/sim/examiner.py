@@ -19,7 +19,7 @@ from cosmos3_ros.control.chunk import NS_PER_S, Chunk
 from cosmos3_ros.msg import ActionChunk, PolicyStatus, SimState
 from cosmos3_ros.nodes.chunks import chunk_from_message
 from cosmos3_ros.policy.embodiment import Embodiment
-from cosmos3_ros.processes import Children
+from cosmos3_ros.processes import Child, Children
 from cosmos3_ros.sim.scoring import EpisodeResult, result_of, seam_jump
 from cosmos3_ros.sim.tasks import Judge, Trial
 from cosmos3_ros.sim.team import Team
@@ -72,19 +72,29 @@ class Examiner(Node):
         # The old scene goes on until plans are made of the new instruction.
         self._until(lambda: self._told == trial.instruction, "planned by the new instruction")
         # A request to a service that is not matched yet is lost.
-        self._until(self._reset.service_is_ready, "met the simulator that resets the scene")
+        sim = self._team.sim
+        self._until(self._reset.service_is_ready, "offered to reset the scene", by=sim)
         self._plans, self._followed = 0, None
         self._seam_jumps = []
         self._trial, self._judge = trial, Judge(trial.task)
         answer = self._reset.call_async(Trigger.Request())
         self._held.clear()
-        self._until(answer.done, "reset the scene")
+        self._until(answer.done, "reset the scene", by=sim)
         judge = self._judge
         limit_s = 20 * trial.task.limit_s
         self._until(lambda: judge.verdict is not None, "brought the episode to its end", limit_s)
         return result_of(trial, judge, self._plans, self._seam_jumps)
 
-    def _until(self, done: Callable[[], bool], what: str, timeout_s: float = PATIENCE_S) -> None:
+    def _until(
+        self,
+        done: Callable[[], bool],
+        what: str,
+        timeout_s: float = PATIENCE_S,
+        *,
+        by: Child | None = None,
+    ) -> None:
+        """Spin until ``done``. Raises ProcessFailed after ``timeout_s``: ``by``, if not the policy
+        node, "has not" done ``what``."""
         end = time.monotonic() + timeout_s
         check = 0.0
         while not done():
@@ -96,7 +106,8 @@ class Examiner(Node):
             if self._fault:
                 raise self._team.policy.failure(f"is in fault: {self._fault}")
             if now > end:
-                raise self._team.policy.failure(f"has not {what} within {timeout_s:g} s")
+                late = by or self._team.policy
+                raise late.failure(f"has not {what} within {timeout_s:g} s")
 
     def _see(self, message: SimState) -> None:
         trial, judge = self._trial, self._judge

@@ -40,11 +40,13 @@ _CUBE_SEPARATION = 0.12
 _CUBE_YAW = 0.2  # [rad], either way
 _START_BOX = np.array([[0.36, -0.24, 0.18], [0.60, 0.24, 0.34]])
 _START_JOINT_SPREAD = 0.1  # [rad], of the pose that the start's inverse kinematics begins from
+# Inverse kinematics that ends farther from the start than this has not found a way there.
+_START_TOLERANCE_M = 0.02
 # Practice begins lower and beside a cube as often as not, now and then with closed fingers, as
 # after a grip that missed: what a policy gets wrong it has seen.
 _PRACTICE_SHARE = 0.4
 _PRACTICE_CLOSED_SHARE = 0.3
-_PRACTICE_REACH = np.array([[-0.07, -0.07, 0.05], [0.07, 0.07, 0.15]])
+_PRACTICE_REACH = np.array([[-0.07, -0.07, 0.035], [0.07, 0.07, 0.15]])
 
 # How much an episode's looks differ from the scene file's.
 _HUE, _SHADE = 0.02, 0.15
@@ -121,15 +123,7 @@ class World:
         random = np.random.default_rng((seed, episode))
         mujoco.mj_resetData(self.model, self.data)
         self._place_cubes(random)
-        start = random.uniform(*_START_BOX)
-        finger_m = GRIPPER_OPEN_M
-        if practice:
-            if random.uniform() < _PRACTICE_SHARE:
-                start = self.cubes[random.integers(len(CUBES))] + random.uniform(*_PRACTICE_REACH)
-            if random.uniform() < _PRACTICE_CLOSED_SHARE:
-                finger_m = random.uniform(0.0, GRIPPER_OPEN_M)
-        guess = HOME + random.uniform(-_START_JOINT_SPREAD, _START_JOINT_SPREAD, len(JOINTS))
-        self.place_arm(self.inverse_kinematics(start, guess), finger_m)
+        self.place_arm(*self._draw_start(random, practice))
         # Last, so that other looks leave the placements as they are.
         self._vary_looks(random)
 
@@ -273,6 +267,22 @@ class World:
             first = self.model.joint(self.model.body(name).jntadr[0]).qposadr[0]
             self.data.qpos[first : first + 7] = (x[i], y[i], CUBE_HALF_EDGE_M, *turned)
         mujoco.mj_forward(self.model, self.data)
+
+    def _draw_start(self, random: np.random.Generator, practice: bool) -> tuple[np.ndarray, float]:
+        """Joints [7, rad] and fingers [m] to begin with, of which the arm reaches the fingertip."""
+        while True:
+            start = random.uniform(*_START_BOX)
+            finger_m = GRIPPER_OPEN_M
+            if practice:
+                if random.uniform() < _PRACTICE_SHARE:
+                    cube = self.cubes[random.integers(len(CUBES))]
+                    start = cube + random.uniform(*_PRACTICE_REACH)
+                if random.uniform() < _PRACTICE_CLOSED_SHARE:
+                    finger_m = random.uniform(0.0, GRIPPER_OPEN_M)
+            guess = HOME + random.uniform(-_START_JOINT_SPREAD, _START_JOINT_SPREAD, len(JOINTS))
+            joints = self.inverse_kinematics(start, guess)
+            if np.linalg.norm(self.forward_kinematics(joints) - start) < _START_TOLERANCE_M:
+                return joints, finger_m
 
     def _vary_looks(self, random: np.random.Generator) -> None:
         """Light, colours and the cameras' poses, a little off what the scene file says."""

@@ -58,6 +58,17 @@ def test_an_episode_holds_what_the_expert_saw_did_and_was_told() -> None:
         assert ((recorded.actions >= lower) & (recorded.actions <= upper)).all()
 
 
+def test_clips_begin_where_a_cube_was_lifted_to() -> None:
+    """A policy that has seen no chunk from there on lets go just below the height that counts."""
+    world, chunk, heights = World(), 16, []
+    for task, recorded, there in demonstrations(world, 4, range(12)):
+        if task.kind == "lift" and there:
+            last_begin = recorded.states[len(recorded.states) - chunk - 1]
+            heights.append(world.forward_kinematics(last_begin[:7])[2])
+    assert len(heights) >= 2
+    assert min(heights) > 0.15
+
+
 def test_demonstrations_are_the_same_every_time_and_of_every_number_of_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
