@@ -20,8 +20,9 @@ from cosmos3_ros.training.dataset_writer import Layout, Recording, finish, is_wr
 
 EMBODIMENT = "pico_panda"
 EPISODES_PER_FILE = 50
-# After the goal the expert goes on for so long [frames]: more than a chunk, so that clips begin there
-# and a policy sees what to do. Without them it let go of a cube just below the height that counts.
+# After the goal the expert goes on for so long [frames]: more than a chunk, so that clips begin
+# there and a policy sees what to do. Without them it let go of a cube just below the height that
+# counts.
 _STAYS = {"touch": 18, "lift": 24, "any": 18}
 # The scene is drawn from (seed, episode): a task drawn from the same numbers would be told by where
 # the cubes stand, and a policy would learn that in place of the words.
