@@ -66,8 +66,10 @@ class Planner(Worker):
         fail: Callable[[str], None],
         seed: int,
         plan_rate_hz: float,
+        added_latency_s: float,
     ) -> None:
         """``plan_rate_hz``: at most so many plans a second; 0: as soon as the engine is free.
+        ``added_latency_s``: each plan takes so much longer than it does.
 
         ``seed``: of the noise; negative: another noise each run.
         """
@@ -77,6 +79,7 @@ class Planner(Worker):
         self._refuse, self._fail = refuse, fail
         self._rng = np.random.default_rng(seed if seed >= 0 else None)
         self._period_s = 1 / plan_rate_hz if plan_rate_hz > 0 else 0.0
+        self._added_latency_s = added_latency_s
         self._instruction: str | None = None
         self._prompted_for: str | None = None
         self._prompt: Prompt | None = None
@@ -183,6 +186,7 @@ class Planner(Worker):
         except PlanError as error:
             self._reject(self._rejected_chunks, "not_finite", str(error))
             return
+        self.rest_until(time.monotonic() + self._added_latency_s)
         latency_s = time.monotonic() - started
         age_s = (self._now_ns() - stamped.stamp_ns) / 1e9
         if age_s > contract.chunk / contract.fps:

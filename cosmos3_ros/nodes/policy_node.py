@@ -90,6 +90,13 @@ class PolicyParameters:
     plan_rate_hz: float = parameter(
         0.0, "At most so many plans a second; 0: whenever free.", "Hz", minimum=0.0, maximum=100.0
     )
+    added_latency_s: float = parameter(
+        0.0,
+        "Each plan is held back so long, to try what a slower model does.",
+        "s",
+        minimum=0.0,
+        maximum=10.0,
+    )
     predicted_frame_rate_hz: float = parameter(
         2.0, "Predicted frames a second; 0: none.", "Hz", minimum=0.0, maximum=60.0
     )
@@ -187,6 +194,7 @@ class PolicyNode(ManagedNode):
             self._failed,
             parameters.seed,
             parameters.plan_rate_hz,
+            parameters.added_latency_s,
         )
         self._painter = FramePainter(
             self._policy, parameters.predicted_frame_rate_hz, self._publish_frame, self._failed

@@ -145,15 +145,13 @@ def _through_nodes(
         "threads": args.threads,
         "predicted_frame_rate_hz": 0.0,
         "plan_rate_hz": args.real_time_factor / period_s if period_s else 0.0,
+        "added_latency_s": args.added_latency_ms / 1e3 / args.real_time_factor,
     }
     logs = args.out.parent / "eval_logs"
-    late_topic = "planned_chunk" if args.added_latency_ms else "action_chunk"
     with Children(logs, environment) as children:
-        team = start_team(
-            children, bundle.path, embodiment.name, sim=sim, policy=policy, plans_topic=late_topic
-        )
+        team = start_team(children, bundle.path, embodiment.name, sim=sim, policy=policy)
         rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
-        examiner = Examiner(embodiment, children, team, args.added_latency_ms / 1e3)
+        examiner = Examiner(embodiment, children, team)
         try:
             bring_up(children, team)
             for trial in trials:

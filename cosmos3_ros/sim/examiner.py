@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable
 
 import numpy as np
@@ -26,20 +25,14 @@ from cosmos3_ros.sim.team import Team
 
 # Wall time in which a message that is due has to come.
 PATIENCE_S = 30.0
-# How often messages that are held back are looked at, and processes.
-_RELAY_PERIOD_S, _CHECK_PERIOD_S = 0.005, 1.0
+# How often the processes are looked at.
+_CHECK_PERIOD_S = 1.0
 
 
 class Examiner(Node):
-    """``conduct`` runs one episode. ``added_latency_s``: plans reach the controller so much later.
+    """``conduct`` runs one episode."""
 
-    With added latency the policy node publishes on ``planned_chunk``, and the examiner passes its
-    chunks on.
-    """
-
-    def __init__(
-        self, embodiment: Embodiment, children: Children, team: Team, added_latency_s: float
-    ) -> None:
+    def __init__(self, embodiment: Embodiment, children: Children, team: Team) -> None:
         use_sim_time = Parameter("use_sim_time", value=True)
         super().__init__("cosmos3_examiner", parameter_overrides=[use_sim_time])
         self._embodiment, self._children, self._team = embodiment, children, team
@@ -49,8 +42,6 @@ class Examiner(Node):
         self._plans = 0
         self._seam_jumps: list[float] = []
         self._followed: Chunk | None = None
-        self._held: deque[tuple[int, ActionChunk]] = deque()
-        self._added_ns = round(added_latency_s * NS_PER_S)
 
         latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
         self._instruction = self.create_publisher(String, "instruction", latched)
@@ -58,9 +49,6 @@ class Examiner(Node):
         self.create_subscription(SimState, "sim/state", self._see, 50)
         self.create_subscription(PolicyStatus, "status", self._hear, latched)
         self.create_subscription(ActionChunk, "action_chunk", self._follow, 10)
-        if self._added_ns:
-            self._late = self.create_publisher(ActionChunk, "action_chunk", 10)
-            self.create_subscription(ActionChunk, "planned_chunk", self._hold_back, 10)
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(self)
 
@@ -78,7 +66,6 @@ class Examiner(Node):
         self._seam_jumps = []
         self._trial, self._judge = trial, Judge(trial.task)
         answer = self._reset.call_async(Trigger.Request())
-        self._held.clear()
         self._until(answer.done, "reset the scene", by=sim)
         judge = self._judge
         limit_s = 20 * trial.task.limit_s
@@ -98,8 +85,7 @@ class Examiner(Node):
         end = time.monotonic() + timeout_s
         check = 0.0
         while not done():
-            self._executor.spin_once(_RELAY_PERIOD_S if self._added_ns else 0.1)
-            self._pass_on()
+            self._executor.spin_once(0.1)
             if (now := time.monotonic()) > check:
                 self._children.check()
                 check = now + _CHECK_PERIOD_S
@@ -133,14 +119,3 @@ class Examiner(Node):
             jump = seam_jump(self._followed, chunk, now_ns, self._embodiment.velocity)
             self._seam_jumps.append(jump)
         self._followed = chunk
-
-    def _hold_back(self, message: ActionChunk) -> None:
-        self._held.append((self.get_clock().now().nanoseconds + self._added_ns, message))
-
-    def _pass_on(self) -> None:
-        now_ns = self.get_clock().now().nanoseconds
-        while self._held and self._held[0][0] <= now_ns:
-            message = self._held.popleft()[1]
-            # Of the scene before a reset.
-            if Time.from_msg(message.header.stamp).nanoseconds <= now_ns:
-                self._late.publish(message)

@@ -7,7 +7,6 @@ compute; the next one begins with the first picture after that.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -37,8 +36,7 @@ START_NS = NS_PER_S
 
 @dataclass(frozen=True)
 class Conditions:
-    """``added_latency_s``: plans arrive so much later; meanwhile others are made, as through the
-    nodes. ``black_cameras``: the policy sees nothing.
+    """``added_latency_s``: on top of LATENCY_S. ``black_cameras``: the policy sees nothing.
 
     ``plan_period_s``: a plan begins no sooner than this after the one before it.
     """
@@ -109,7 +107,7 @@ class _Run:
         robot = policy.embodiment
         self._controller = Controller(Limits(robot.lower, robot.upper, robot.velocity), TIMEOUTS)
         self._steps = 0
-        self._coming: deque[tuple[int, Chunk]] = deque()  # when it arrives, and what
+        self._coming: tuple[int, Chunk] | None = None  # when it arrives, and what
         self._followed: Chunk | None = None
         self._next_plan_ns = 0
 
@@ -134,7 +132,7 @@ class _Run:
         return touched
 
     def _plan(self, now_ns: int) -> None:
-        if now_ns < self._next_plan_ns:
+        if self._coming is not None or now_ns < self._next_plan_ns:
             return
         conditions, policy = self._conditions, self._policy
         pictures = {view.name: self._world.frame(view.name) for view in policy.embodiment.cameras}
@@ -145,14 +143,14 @@ class _Run:
         self.plans += 1
         chunk = Chunk(self.plans, now_ns, policy.contract.fps, plan.rows)
         latency_s = LATENCY_S + conditions.added_latency_s
-        self._coming.append((now_ns + round(latency_s * NS_PER_S), chunk))
-        period_s = max(LATENCY_S, conditions.plan_period_s)
-        self._next_plan_ns = now_ns + round(period_s * NS_PER_S)
+        self._coming = now_ns + round(latency_s * NS_PER_S), chunk
+        self._next_plan_ns = now_ns + round(conditions.plan_period_s * NS_PER_S)
 
     def _deliver(self, now_ns: int) -> None:
-        if not self._coming or now_ns < self._coming[0][0]:
+        if self._coming is None or now_ns < self._coming[0]:
             return
-        chunk = self._coming.popleft()[1]
+        chunk = self._coming[1]
+        self._coming = None
         if self._followed is not None:
             speed = self._policy.embodiment.velocity
             self.seam_jumps.append(seam_jump(self._followed, chunk, now_ns, speed))

@@ -30,32 +30,23 @@ def start_team(
     *,
     sim: Parameters,
     policy: Parameters,
-    plans_topic: str = "action_chunk",
 ) -> Team:
-    """Start the three nodes. ``sim``, ``policy``: their parameters besides the usual ones.
-
-    ``plans_topic``: where the policy node publishes its chunks.
-    """
+    """Start the three nodes. ``sim``, ``policy``: their parameters besides the usual ones."""
     common = {"embodiment": embodiment, "use_sim_time": "true"}
-    remapped = ("-r", f"action_chunk:={plans_topic}")
     return Team(
         sim=start_node(children, "sim_node", "sim", sim),
-        policy=start_node(
-            children, "policy_node", "nodes", {"bundle": bundle, **common, **policy}, *remapped
-        ),
+        policy=start_node(children, "policy_node", "nodes", {"bundle": bundle, **common, **policy}),
         controller=start_node(
             children, "controller_node", "nodes", {"control_rate_hz": CONTROL_RATE_HZ, **common}
         ),
     )
 
 
-def start_node(
-    children: Children, name: str, room: str, parameters: Parameters, *words: str
-) -> Child:
-    """Start a node's module with parameters and further ROS arguments."""
+def start_node(children: Children, name: str, room: str, parameters: Parameters) -> Child:
+    """Start a node's module with parameters."""
     given = [word for key, value in parameters.items() for word in ("-p", f"{key}:={value}")]
     module = f"cosmos3_ros.{room}.{name}"
-    return children.start_module(name, module, "--ros-args", *given, *words)
+    return children.start_module(name, module, "--ros-args", *given)
 
 
 def bring_up(children: Children, team: Team) -> None:

@@ -390,6 +390,16 @@ def test_the_plan_rate_is_held(make_world: Callable[..., World]) -> None:
     assert 2 <= len(world.chunks) - before <= 5
 
 
+def test_added_latency_is_latency(make_world: Callable[..., World]) -> None:
+    world = make_world(added_latency_s=0.6)
+    world.activate()
+    world.instruct("touch the red cube")
+    world.send_until(lambda: len(world.chunks) >= 2, "two chunks came")
+    assert all(0.6 < chunk.plan_latency < 1.2 for chunk in world.chunks)
+    stamps = [chunk.header.stamp.sec + chunk.header.stamp.nanosec / 1e9 for chunk in world.chunks]
+    assert np.diff(stamps).min() > 0.6, "one plan at a time"
+
+
 class SimulatedTime:
     """A robot under simulated time, its clock in the hands of the test."""
 

@@ -45,7 +45,7 @@ def test_it_looks_at_the_cameras(pico: Exported) -> None:
     assert verdicts(found)["success"] <= 12, verdicts(found)
 
 
-def test_added_latency_makes_it_later_and_plans_no_fewer(pico: Exported) -> None:
+def test_added_latency_makes_it_later_and_plan_less(pico: Exported) -> None:
     quick, late = (results(pico, "touch", 8, added_latency_s=s) for s in (0.0, 0.6))
     later = [
         after.time_to_goal_s - before.time_to_goal_s
@@ -54,12 +54,7 @@ def test_added_latency_makes_it_later_and_plans_no_fewer(pico: Exported) -> None
     ]
     assert len(later) >= 5
     assert np.median(later) > 0.4, later
-    rate = [
-        np.sum([r.plans for r in found]) / np.sum([r.time_to_goal_s or 6 for r in found])
-        for found in (quick, late)
-    ]
-    # But for the plans that are still to come when an episode ends.
-    assert rate[1] > 0.6 * rate[0], rate
+    assert np.sum([r.plans for r in late]) < 0.5 * np.sum([r.plans for r in quick])
 
 
 def test_an_episode_is_the_same_every_time(pico: Exported) -> None:
