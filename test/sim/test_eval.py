@@ -60,7 +60,8 @@ def test_latency_is_added_to_every_plan(tmp_path: Path, pico: Exported) -> None:
         if before["verdict"] == after["verdict"] == "success"
     ]
     assert len(later) >= 3, late["each"]
-    assert sum(later) / len(later) > 0.3, later
+    # Rows that are past are skipped: the arm catches up with a part of it.
+    assert sum(later) / len(later) > 0.2, later
 
 
 def test_the_twin_writes_the_same_figures(tmp_path: Path, pico: Exported) -> None:

@@ -26,7 +26,7 @@ def verdicts(found: list[EpisodeResult]) -> Counter[str]:
     return Counter(result.verdict for result in found)
 
 
-@pytest.mark.parametrize(("kind", "least"), [("touch", 18), ("any", 17), ("lift", 14)])
+@pytest.mark.parametrize(("kind", "least"), [("touch", 18), ("any", 17), ("lift", 17)])
 def test_the_policy_does_what_it_is_told(pico: Exported, kind: str, least: int) -> None:
     found = results(pico, kind, 20)
     assert verdicts(found)["success"] >= least, verdicts(found)
@@ -53,7 +53,8 @@ def test_added_latency_makes_it_later_and_plan_less(pico: Exported) -> None:
         if before.time_to_goal_s is not None and after.time_to_goal_s is not None
     ]
     assert len(later) >= 5
-    assert np.median(later) > 0.4, later
+    # Rows that are past are skipped: the arm catches up with a part of it.
+    assert np.mean(later) > 0.2, later
     assert np.sum([r.plans for r in late]) < 0.5 * np.sum([r.plans for r in quick])
 
 
