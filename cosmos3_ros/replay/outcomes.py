@@ -14,6 +14,8 @@ from cosmos3_ros.replay.clock import NodeClock
 SIM_STATE = "cosmos3_ros/msg/SimState"
 # A cube so far above where it was is lifted [m].
 LIFTED_M = 0.10
+# A cube that was not touched for so long was let go [s]: fingers that leave it may still graze it.
+_LET_GO_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -53,10 +55,10 @@ def outcomes_of(bag: Bag) -> list[Outcome]:
     ends_s = [*(said_s for said_s, _ in said[1:]), float("inf")]
     outcomes = []
     for (said_s, instruction), end_s in zip(said, ends_s, strict=True):
-        before = [state for time_s, state in seen if time_s <= said_s]
+        before = [(t, state) for t, state in seen if said_s - _LET_GO_S < t <= said_s]
         after = [(time_s, state) for time_s, state in seen if said_s < time_s <= end_s]
         outcome = Outcome(instruction, said_s)
-        outcomes.append(_seen(outcome, before[-1] if before else None, after))
+        outcomes.append(_seen(outcome, before, after))
     return outcomes
 
 
@@ -67,13 +69,17 @@ def _instructions(bag: Bag, clock: NodeClock) -> Iterator[tuple[float, str]]:
         yield max(said_s, 0.0), str(message.decoded().data)
 
 
-def _seen(outcome: Outcome, before: Any, after: list[tuple[float, Any]]) -> Outcome:
-    held = set(before.touched) if before is not None else set()
+def _seen(
+    outcome: Outcome, before: list[tuple[float, Any]], after: list[tuple[float, Any]]
+) -> Outcome:
+    # When a cube that was touched before was touched last.
+    held = {cube: time_s for time_s, state in before for cube in state.touched}
     rest = _heights(after[0][1]) if after else {}
     for time_s, state in after:
         # A cube that was being touched counts again once it was let go.
-        held &= set(state.touched)
-        new = sorted(set(state.touched) - held)
+        held = {cube: last_s for cube, last_s in held.items() if time_s - last_s <= _LET_GO_S}
+        held |= {cube: time_s for cube in state.touched if cube in held}
+        new = sorted(set(state.touched) - held.keys())
         if new and not outcome.touched:
             outcome = replace(outcome, touched=new[0], touched_after_s=time_s - outcome.said_s)
         lifted = [cube for cube, z in _heights(state).items() if z - rest[cube] >= LIFTED_M]

@@ -64,11 +64,11 @@ class Line:
 # The second line is overtaken by the third while the arm is on its way.
 SCRIPT = (
     Line(0.0, "touch the red cube"),
-    Line(4.0, "touch the green cube"),
-    Line(4.6, "touch the blue cube"),
-    Line(9.0, "lift the red cube"),
+    Line(6.0, "touch the green cube"),
+    Line(6.6, "touch the blue cube"),
+    Line(11.0, "lift the red cube"),
 )
-SECONDS = 15.0
+SECONDS = 17.0
 
 
 class Director(Node):
