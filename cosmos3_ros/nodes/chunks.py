@@ -28,12 +28,14 @@ def chunk_from_message(message: ActionChunk, embodiment: Embodiment) -> Chunk:
         Refusal.WRONG_NAMES, "channels", tuple(message.channel_names), embodiment.channel_names
     )
     _require(Refusal.WRONG_UNITS, "units", tuple(message.channel_units), embodiment.channel_units)
-    stamp = message.header.stamp
     return Chunk(
         plan_id=message.plan_id,
-        stamp_ns=stamp.sec * NS_PER_S + stamp.nanosec,
+        stamp_ns=nanoseconds(message.header.stamp),
         rate_hz=message.rate_hz,
         rows=np.array(message.data, np.float64).reshape(rows, width),
+        start_ns=nanoseconds(message.start),
+        planner=message.planner,
+        instruction=message.instruction,
     )
 
 
@@ -41,16 +43,17 @@ def message_from_chunk(
     chunk: Chunk,
     embodiment: Embodiment,
     *,
-    instruction: str,
     committed_rows: int,
     plan_latency_s: float,
 ) -> ActionChunk:
     """The message that carries a chunk; the other arguments as in ActionChunk.msg."""
     rows, width = chunk.rows.shape
     message = ActionChunk(
+        start=time_message(chunk.start_ns),
         plan_id=chunk.plan_id,
+        planner=chunk.planner,
         embodiment=embodiment.name,
-        instruction=instruction,
+        instruction=chunk.instruction,
         rate_hz=chunk.rate_hz,
         channel_names=embodiment.channel_names,
         channel_units=embodiment.channel_units,
@@ -61,8 +64,18 @@ def message_from_chunk(
         plan_latency=plan_latency_s,
     )
     message.header.frame_id = embodiment.base_frame
-    message.header.stamp = Time(sec=chunk.stamp_ns // NS_PER_S, nanosec=chunk.stamp_ns % NS_PER_S)
+    message.header.stamp = time_message(chunk.stamp_ns)
     return message
+
+
+def time_message(ns: int) -> Time:
+    """builtin_interfaces/Time of nanoseconds."""
+    return Time(sec=ns // NS_PER_S, nanosec=ns % NS_PER_S)
+
+
+def nanoseconds(time: Time) -> int:
+    """Nanoseconds of builtin_interfaces/Time."""
+    return int(time.sec * NS_PER_S + time.nanosec)
 
 
 def _require(reason: Refusal, what: str, found: object, expected: object) -> None:

@@ -5,13 +5,13 @@ It thinks a few times a second and fails apart from the controller node, which h
 
 from __future__ import annotations
 
+import secrets
 import time
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
-from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.clock import JumpThreshold, TimeJump
 from rclpy.duration import Duration
@@ -19,11 +19,11 @@ from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import Float64, String
 from tokenizers import Tokenizer
 
-from cosmos3_ros.control.chunk import Chunk
+from cosmos3_ros.control.overlap import Overlap, Strategy
 from cosmos3_ros.engine.backends import BACKENDS, open_backend
 from cosmos3_ros.engine.bundle import TOKENIZER, Bundle, load_bundle
-from cosmos3_ros.msg import ActionChunk, PolicyStatus
-from cosmos3_ros.nodes.chunks import message_from_chunk
+from cosmos3_ros.msg import ActionChunk, ControllerStatus, PolicyStatus
+from cosmos3_ros.nodes.chunks import message_from_chunk, time_message
 from cosmos3_ros.nodes.frame_painter import FramePainter
 from cosmos3_ros.nodes.images import image_message
 from cosmos3_ros.nodes.joints import JointMap
@@ -89,6 +89,15 @@ class PolicyParameters:
     )
     plan_rate_hz: float = parameter(
         0.0, "At most so many plans a second; 0: whenever free.", "Hz", minimum=0.0, maximum=100.0
+    )
+    strategy: str = parameter(
+        "blend",
+        "How plans follow each other: finish one and wait for the next; plan on and blend; plan on "
+        "from the rows that will be executed meanwhile.",
+        choices=tuple(Strategy),
+    )
+    state_ahead: bool = parameter(
+        False, "Plan from where the arm will be when the plan arrives, not from where it is."
     )
     added_latency_s: float = parameter(
         0.0,
@@ -185,9 +194,15 @@ class PolicyNode(ManagedNode):
         )
         gripper_topic = parameters.gripper_source == "topic"
         observer = Observer(embodiment, self._joints, gripper_topic, limits)
+        self._id = secrets.randbits(64)
+        contract = self._policy.contract
+        held = ~np.isnan(embodiment.hysteresis)
+        strategy = Strategy(parameters.strategy)
         planner = self._planner = Planner(
+            self._id,
             self._policy,
             observer,
+            Overlap(strategy, contract.chunk, contract.fps, held),
             self.now_ns,
             self._publish_plan,
             self._refused,
@@ -195,6 +210,7 @@ class PolicyNode(ManagedNode):
             parameters.seed,
             parameters.plan_rate_hz,
             parameters.added_latency_s,
+            parameters.state_ahead,
         )
         self._painter = FramePainter(
             self._policy, parameters.predicted_frame_rate_hz, self._publish_frame, self._failed
@@ -216,6 +232,7 @@ class PolicyNode(ManagedNode):
             self.listen(Float64, "gripper_state", joint_qos, self._on_gripper)
         latched = qos_profile("reliable", 1, transient_local=True)
         self.listen(String, "instruction", latched, self._on_instruction)
+        self.listen(ControllerStatus, "controller_status", latched, self._on_controller_status)
 
         self.repeat(STATUS_PERIOD_S, self._publish_status)
         backwards = JumpThreshold(
@@ -225,7 +242,7 @@ class PolicyNode(ManagedNode):
         self.while_active(jumps.unregister)
 
     def say_goodbye(self) -> None:
-        self._publish_status()
+        self._publish_status(ended=True)
         self._planner = self._painter = None
 
     def _on_image(self, camera: str, message: Image | CompressedImage) -> None:
@@ -246,6 +263,11 @@ class PolicyNode(ManagedNode):
         self.get_logger().info(f"instruction: '{message.data}'")
         self._planner.instruct(message.data)
 
+    def _on_controller_status(self, message: ControllerStatus) -> None:
+        assert self._planner is not None
+        if message.state != ControllerStatus.STATE_TRACKING:
+            self._planner.hear_hold(message.plan_id)
+
     def _on_jump(self, jump: TimeJump) -> None:
         assert self._planner is not None
         self.get_logger().warning("the clock jumped back: earlier observations are dropped")
@@ -253,12 +275,9 @@ class PolicyNode(ManagedNode):
 
     def _publish_plan(self, stamped: StampedPlan) -> None:
         """On the planning thread."""
-        rate_hz = self._policy.contract.fps
-        chunk = Chunk(stamped.plan_id, stamped.stamp_ns, rate_hz, stamped.plan.rows)
         message = message_from_chunk(
-            chunk,
+            stamped.chunk,
             self._policy.embodiment,
-            instruction=stamped.instruction,
             committed_rows=stamped.plan.committed_rows,
             plan_latency_s=stamped.latency_s,
         )
@@ -272,7 +291,7 @@ class PolicyNode(ManagedNode):
         """On the painting thread."""
         rows = self._settings.predicted_frame_rows
         ahead_ns = round(rows / self._policy.contract.fps * 1e9)
-        stamp = time_message(stamped.stamp_ns + ahead_ns)
+        stamp = time_message(stamped.chunk.stamp_ns + ahead_ns)
         self._frames.publish(image_message(frames[rows - 1], stamp, "cosmos3_canvas"))
 
     def _refused(self, reason: str, message: str) -> None:
@@ -286,7 +305,7 @@ class PolicyNode(ManagedNode):
         self.get_logger().error(message)
         self._publish_status()
 
-    def _publish_status(self) -> None:
+    def _publish_status(self, *, ended: bool = False) -> None:
         if self._planner is None or self._painter is None:
             return
         status, manifest = self._planner.status(), self._bundle.manifest
@@ -296,6 +315,9 @@ class PolicyNode(ManagedNode):
         message.header.stamp = time_message(now_ns)
         max_age_s = self._settings.observation_max_age_s
         message.state, message.reason = policy_state(status, now_ns, max_age_s)
+        if ended:
+            message.state, message.reason = PolicyStatus.STATE_INACTIVE, "the node was deactivated"
+        message.planner = self._id
         self._state = message.state
         message.backend = self._settings.backend
         message.bundle, message.bundle_sha256 = manifest.name, self._bundle.sha256
@@ -313,9 +335,11 @@ class PolicyNode(ManagedNode):
         message.rejected_chunk_reasons = list(status.rejected_chunks)
         message.rejected_chunk_counts = list(status.rejected_chunks.values())
         self._status.publish(message)
-        self._diagnostics.publish(self._diagnosis(message))
+        self._diagnostics.publish(self._diagnosis(message, status.degraded))
+        if status.degraded:
+            self.get_logger().warning(status.degraded, throttle_duration_sec=10.0)
 
-    def _diagnosis(self, status: PolicyStatus) -> DiagnosticArray:
+    def _diagnosis(self, status: PolicyStatus, degraded: str) -> DiagnosticArray:
         level = {
             PolicyStatus.STATE_PLANNING: DiagnosticStatus.OK,
             PolicyStatus.STATE_FAULT: DiagnosticStatus.ERROR,
@@ -326,6 +350,8 @@ class PolicyNode(ManagedNode):
             "plan_latency_p50_s": f"{status.plan_latency_p50:.4f}",
             "plan_latency_p99_s": f"{status.plan_latency_p99:.4f}",
             "observation_age_s": f"{status.observation_age:.3f}",
+            "strategy": self._settings.strategy,
+            "degraded": degraded,
             "instruction": status.instruction,
             "bundle": status.bundle,
             "backend": status.backend,
@@ -357,11 +383,6 @@ def policy_state(status: PlannerStatus, now_ns: int, max_age_s: float) -> tuple[
             reason = f"newest observation is {age_s:.1f} s old; have the cameras stopped?"
             return PolicyStatus.STATE_WAITING_FOR_OBSERVATION, reason
     return PolicyStatus.STATE_PLANNING, ""
-
-
-def time_message(ns: int) -> Time:
-    """builtin_interfaces/Time of nanoseconds."""
-    return Time(sec=ns // 1_000_000_000, nanosec=ns % 1_000_000_000)
 
 
 def main() -> int:

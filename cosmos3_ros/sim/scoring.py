@@ -64,9 +64,12 @@ def seam_jump(old: Chunk, new: Chunk, now_ns: int, speed: np.ndarray) -> float:
 
     ``speed``: velocity limit of each channel [width].
     """
-    apart = Schedule(new, new.stamp_ns, new.rows[0]).at(now_ns)
-    apart = apart - Schedule(old, old.stamp_ns, old.rows[0]).at(now_ns)
-    return float(np.max(np.abs(apart) / speed))
+    moving = np.zeros(len(speed), bool)
+    was, will = (
+        Schedule(chunk, chunk.start_ns, chunk.rows[0], moving).at(now_ns).position
+        for chunk in (old, new)
+    )
+    return float(np.max(np.abs(will - was) / speed))
 
 
 def wilson(count: int, total: int) -> tuple[float, float]:
