@@ -65,8 +65,8 @@ class Following:
     """How chunks are followed.
 
     ``hysteresis`` [width]: of channels that keep a row's value until the next, as a gripper's, and
-    then change only by more than this; NaN of channels that move between rows. ``jump`` [width]:
-    how far from the present command a chunk may begin, in channel units.
+    then change only by more than this; NaN of channels that move between rows. ``jump``
+    [step_width]: how far from the present command a chunk may begin, in channel units.
     ``range_tolerance``: how far outside the position limits a row may be before the chunk is
     refused, as a share of their range. ``blend_s``: a chunk that replaces another one fades in for
     so long; 0: it takes over at once.
@@ -160,7 +160,7 @@ class Controller:
         self._measured_ns = min(stamp_ns, moment.now_ns)
         if since_jump and self._motion is not None and self._is_elsewhere(self._motion.position):
             # A simulator that restarted has put the arm elsewhere: hold it there.
-            self._motion = Motion.at_rest(self._measured)
+            self._motion = self._limits.at_rest(self._measured)
 
     def hear(self, planner: int, steady_ns: int, *, alive: bool = True) -> None:
         """A sign of life of a planner; not ``alive``: it has ended, another may be followed."""
@@ -215,7 +215,7 @@ class Controller:
         if self._measured is None:
             return None
         if self._motion is None:
-            self._motion = Motion.at_rest(self._measured)
+            self._motion = self._limits.at_rest(self._measured)
         previous = self._ticked or moment
         if self._pending is not None:
             # From the last command at its own time, so that a moving arm does not pause.
@@ -228,14 +228,14 @@ class Controller:
         dt_s = self._dt_s(previous, moment)
         if cause is not None and cause.reason is Reason.OVERRUN:
             # The arm has long reached the last command, and rests there.
-            self._motion = Motion.at_rest(self._motion.position)
+            self._motion = self._limits.at_rest(self._motion.position)
         if self._path is None or self.state is not State.TRACKING:
             self._motion = self._limits.brake(self._motion, dt_s)
         else:
             target = self._path.at(moment.now_ns)
             wanted = self._kept_where_held(target.position)
             self._motion = self._limits.step(wanted, target.velocity, self._motion, dt_s)
-            apart = np.abs(self._motion.position - wanted)
+            apart = np.abs(self._limits.space.difference(wanted, self._motion.position))
             self.counts.saturated += bool(np.any(apart > ROUNDING))
         return Command(self._motion.position, self.state)
 
@@ -301,8 +301,10 @@ class Controller:
             )
         if self._motion is None:
             return
-        begin = Schedule(chunk, now_ns, self._motion.position, following.held).at(now_ns).position
-        apart = np.where(following.held, 0.0, np.abs(begin - self._motion.position))
+        here, space = self._motion.position, limits.space
+        begin = Schedule(chunk, now_ns, here, space, following.held).at(now_ns).position
+        apart = np.abs(space.difference(begin, here))
+        apart[space.of_step(following.held)] = 0.0
         if np.any(apart > following.jump):
             channel = int(np.argmax(apart / following.jump))
             raise ChunkRefused(
@@ -321,13 +323,13 @@ class Controller:
     def _take_over(self, chunk: Chunk, begin_ns: int, now_ns: int) -> None:
         """``begin_ns``: the time of the last command."""
         assert self._motion is not None
-        held = self._following.held
-        new: Path = Schedule(chunk, begin_ns, self._motion.position, held)
+        space, held = self._limits.space, self._following.held
+        new: Path = Schedule(chunk, begin_ns, self._motion.position, space, held)
         old = self._path
         if old is not None and self.state is State.TRACKING:
             blend_s = min(self._following.blend_s, (old.end_ns - now_ns) / NS_PER_S)
             if blend_s > 0:
-                new = CrossFade(old, new, now_ns, blend_s, held)
+                new = CrossFade(old, new, now_ns, blend_s, space, held)
         self._chunk, self._path = chunk, new
 
     def _cause(self, moment: Moment) -> Cause | None:
@@ -377,7 +379,10 @@ class Controller:
     def _is_elsewhere(self, commanded: np.ndarray) -> bool:
         speed = self._limits.velocity
         near = np.where(np.isfinite(speed), _ELSEWHERE_S * speed, 0.0)
-        return self._measured is None or bool(np.any(np.abs(self._measured - commanded) > near))
+        if self._measured is None:
+            return True
+        apart = np.abs(self._limits.space.difference(self._measured, commanded))
+        return bool(np.any(apart > near))
 
     def _dt_s(self, previous: Moment, moment: Moment) -> float:
         """Between two ticks, by the node's clock; by the steady one where that has jumped."""

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cosmos3_ros.control.space import Space
+
 # Below this a difference is rounding, not a limit that was met (channel units).
 ROUNDING = 1e-9
 # In less time than this nothing moves [s]: a distance divided by it is no velocity any more.
@@ -19,7 +21,7 @@ SHORTEST_STEP_S = 1e-6
 
 @dataclass(frozen=True)
 class Motion:
-    """A command and how fast it moves: ``position`` [width], ``velocity`` [width, units a second].
+    """A command and how fast it moves: ``position`` [width], ``velocity`` [step_width, a second].
 
     Of channels that are velocities themselves, position is the velocity and velocity its change.
     """
@@ -27,19 +29,18 @@ class Motion:
     position: np.ndarray
     velocity: np.ndarray
 
-    @classmethod
-    def at_rest(cls, position: np.ndarray) -> Motion:
-        return cls(position, np.zeros_like(position))
-
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of each channel, [width]: ``lower`` and ``upper`` positions in channel units,
-    ``velocity`` in units/s, ``acceleration`` in units/s².
+    """Limits of each channel: ``lower`` and ``upper`` positions [width] in channel units, and of
+    each part of a step in ``space`` ``velocity`` [step_width] in units/s and ``acceleration`` in
+    units/s².
 
-    Infinite where there is none. Raises ValueError where they leave nothing to command.
+    Infinite where there is none, as of quaternions' positions. Raises ValueError where they leave
+    nothing to command.
     """
 
+    space: Space
     lower: np.ndarray
     upper: np.ndarray
     velocity: np.ndarray
@@ -61,15 +62,19 @@ class Limits:
         """The nearest positions [width] inside the position limits."""
         return np.clip(positions, self.lower, self.upper)
 
+    def at_rest(self, position: np.ndarray) -> Motion:
+        """A command [width] that does not move, inside the limits."""
+        return Motion(self.clamp(position), np.zeros(self.space.step_width))
+
     def step(
         self, target: np.ndarray, target_velocity: np.ndarray, motion: Motion, dt_s: float
     ) -> Motion:
-        """The motion ``dt_s`` after ``motion`` that is nearest to a target that moves [width].
+        """The motion ``dt_s`` after ``motion`` that is nearest to a target [width] that moves.
 
         ``motion`` came from here or is at rest inside the limits. A target that was left behind is
         caught up with as fast as the limits allow, and not overshot.
         """
-        behind = target - motion.position - target_velocity * dt_s
+        behind = self.space.difference(target, motion.position) - target_velocity * dt_s
         catch_up = np.sign(behind) * self._fastest_towards(np.abs(behind), dt_s)
         return self._move(target_velocity + catch_up, motion, dt_s)
 
@@ -82,12 +87,13 @@ class Limits:
         if dt_s < SHORTEST_STEP_S:
             return motion
         change = self.acceleration * dt_s
-        up = self._fastest_towards(self.upper - motion.position, dt_s)
-        down = self._fastest_towards(motion.position - self.lower, dt_s)
+        above, below = self.upper - motion.position, motion.position - self.lower
+        up = self._fastest_towards(self.space.of_step(above), dt_s)
+        down = self._fastest_towards(self.space.of_step(below), dt_s)
         highest = np.minimum(np.minimum(motion.velocity + change, self.velocity), up)
         lowest = np.maximum(np.maximum(motion.velocity - change, -self.velocity), -down)
         velocity = np.clip(wanted, lowest, np.maximum(lowest, highest))
-        return Motion(self.clamp(motion.position + velocity * dt_s), velocity)
+        return Motion(self.clamp(self.space.add(motion.position, velocity * dt_s)), velocity)
 
     def _fastest_towards(self, distance: np.ndarray, dt_s: float) -> np.ndarray:
         """The largest velocity to take for ``dt_s`` and still come to rest within ``distance``.

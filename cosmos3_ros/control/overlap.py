@@ -22,6 +22,7 @@ import numpy as np
 
 from cosmos3_ros.control.chunk import NS_PER_S, Chunk
 from cosmos3_ros.control.schedule import Schedule
+from cosmos3_ros.control.space import Space
 
 # Plans whose delay counts, and which of them: one in twenty is slower.
 _REMEMBERED, _PERCENTILE = 40, 95
@@ -39,10 +40,12 @@ class Overlap:
     ``chunk`` rows of a plan at ``rate_hz``; ``held`` [width]: channels that keep a row's value.
     """
 
-    def __init__(self, strategy: Strategy, chunk: int, rate_hz: float, held: np.ndarray) -> None:
+    def __init__(
+        self, strategy: Strategy, chunk: int, rate_hz: float, space: Space, held: np.ndarray
+    ) -> None:
         self._strategy = strategy
         self._chunk, self._rate_hz = chunk, rate_hz
-        self._held = held
+        self._space, self._held = space, held
         self._delays_s: deque[float] = deque(maxlen=_REMEMBERED)
         self._last: Chunk | None = None
         self._path: Schedule | None = None
@@ -99,7 +102,7 @@ class Overlap:
         """A chunk was sent to the controller."""
         self._delays_s.append((now_ns - chunk.stamp_ns) / NS_PER_S)
         self._last = chunk
-        self._path = Schedule(chunk, chunk.start_ns, chunk.rows[0], self._held)
+        self._path = Schedule(chunk, chunk.start_ns, chunk.rows[0], self._space, self._held)
 
     def rests(self, plan_id: int) -> None:
         """The controller holds; ``plan_id``: the chunk it followed last."""

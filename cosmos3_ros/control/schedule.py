@@ -8,11 +8,12 @@ from typing import Protocol
 import numpy as np
 
 from cosmos3_ros.control.chunk import NS_PER_S, Chunk
+from cosmos3_ros.control.space import Space
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where a plan is at a time [width], and how fast it moves there [width, units a second]."""
+    """Where a plan is at a time [width], and how fast it moves there [step_width, a second]."""
 
     position: np.ndarray
     velocity: np.ndarray
@@ -30,18 +31,20 @@ class Path(Protocol):
 class Schedule:
     """A chunk, taken over from a command.
 
-    Linear between rows; a held channel, as a gripper's, has a row's value from the row before on.
+    Straight between rows, and turning evenly; a held channel, as a gripper's, has a row's value from the row before on.
     Before the first row is due the line starts at the command that stood when the chunk took over,
     so the arm sets off at once and is not asked to jump. After the last row the line stays there.
     """
 
-    def __init__(self, chunk: Chunk, begin_ns: int, begin: np.ndarray, held: np.ndarray) -> None:
+    def __init__(
+        self, chunk: Chunk, begin_ns: int, begin: np.ndarray, space: Space, held: np.ndarray
+    ) -> None:
         """``begin`` [width]: the command at ``begin_ns``. ``held`` [width]: which channels."""
         self.end_ns = chunk.end_ns
         self._origin_ns = chunk.start_ns
         self._due_s = chunk.due_s
         self._rows = chunk.rows
-        self._held = held
+        self._space, self._held = space, held
         begin_s = (begin_ns - chunk.start_ns) / NS_PER_S
         if begin_s < self._due_s[0]:
             self._due_s = np.concatenate(([begin_s], self._due_s))
@@ -53,13 +56,16 @@ class Schedule:
         after = int(np.searchsorted(self._due_s, now_s, side="right"))
         if after in (0, len(self._due_s)):
             end = self._rows[max(after - 1, 0)]
-            return Target(end, np.zeros_like(end))
+            return Target(end, np.zeros(self._space.step_width))
         before_s, after_s = self._due_s[after - 1], self._due_s[after]
         before, row = self._rows[after - 1], self._rows[after]
         share = (now_s - before_s) / (after_s - before_s)
+        step = self._space.difference(row, before)
+        moving = self._space.add(before, share * step)
+        standing = self._space.of_step(self._held)
         return Target(
-            np.where(self._held, row, before * (1.0 - share) + row * share),
-            np.where(self._held, 0.0, (row - before) / (after_s - before_s)),
+            np.where(self._held, row, moving),
+            np.where(standing, 0.0, step / (after_s - before_s)),
         )
 
 
@@ -70,12 +76,18 @@ class CrossFade:
     """
 
     def __init__(
-        self, old: Path, new: Path, begin_ns: int, blend_s: float, held: np.ndarray
+        self,
+        old: Path,
+        new: Path,
+        begin_ns: int,
+        blend_s: float,
+        space: Space,
+        held: np.ndarray,
     ) -> None:
         self.end_ns = new.end_ns
         self._old, self._new = old, new
         self._begin_ns, self._blend_s = begin_ns, blend_s
-        self._held = held
+        self._space, self._held = space, held
 
     def at(self, now_ns: int) -> Target:
         new = self._new.at(now_ns)
@@ -85,9 +97,10 @@ class CrossFade:
             self._old = self._new
             return new
         old = self._old.at(now_ns)
-        apart = np.where(self._held, 0.0, new.position - old.position)
-        slower = np.where(self._held, 0.0, new.velocity - old.velocity)
+        standing = self._space.of_step(self._held)
+        apart = np.where(standing, 0.0, self._space.difference(new.position, old.position))
+        faster = np.where(standing, 0.0, new.velocity - old.velocity)
         return Target(
-            new.position - (1.0 - share) * apart,
-            new.velocity - (1.0 - share) * slower + apart / self._blend_s,
+            self._space.add(new.position, (share - 1.0) * apart),
+            new.velocity + (share - 1.0) * faster + apart / self._blend_s,
         )

@@ -22,6 +22,7 @@ from cosmos3_ros.control.controller import Controller, Following, NotReady, Stat
 from cosmos3_ros.control.limits import Limits
 from cosmos3_ros.control.loop import DeadlineLoop
 from cosmos3_ros.control.realtime import Scheduling
+from cosmos3_ros.control.space import Space
 from cosmos3_ros.control.watchdog import Moment, Reason, Timeouts
 from cosmos3_ros.msg import ActionChunk, ControllerStatus, PolicyStatus
 from cosmos3_ros.nodes.chunks import chunk_from_message, time_message
@@ -179,7 +180,11 @@ class ControllerNode(ManagedNode):
         embodiment = load_embodiment(parameters.embodiment)
         self._joints = JointMap(embodiment, parameters.joint_names)
         self._limits = Limits(
-            embodiment.lower, embodiment.upper, embodiment.velocity, embodiment.acceleration
+            Space(embodiment.width),
+            embodiment.lower,
+            embodiment.upper,
+            embodiment.velocity,
+            embodiment.acceleration,
         )
         command = COMMAND_INTERFACES[parameters.command_interface]
         qos = qos_profile(parameters.command_reliability, parameters.command_depth)

@@ -20,6 +20,7 @@ from std_msgs.msg import Float64, String
 from tokenizers import Tokenizer
 
 from cosmos3_ros.control.overlap import Overlap, Strategy
+from cosmos3_ros.control.space import Space
 from cosmos3_ros.engine.backends import BACKENDS, open_backend
 from cosmos3_ros.engine.bundle import TOKENIZER, Bundle, load_bundle
 from cosmos3_ros.msg import ActionChunk, ControllerStatus, PolicyStatus
@@ -202,7 +203,7 @@ class PolicyNode(ManagedNode):
             self._id,
             self._policy,
             observer,
-            Overlap(strategy, contract.chunk, contract.fps, held),
+            Overlap(strategy, contract.chunk, contract.fps, Space(embodiment.width), held),
             self.now_ns,
             self._publish_plan,
             self._refused,

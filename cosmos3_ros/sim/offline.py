@@ -18,6 +18,7 @@ from cosmos3_ros.control.chunk import NS_PER_S, Chunk, ChunkRefused, Refusal
 from cosmos3_ros.control.controller import Controller, Following, State
 from cosmos3_ros.control.limits import Limits
 from cosmos3_ros.control.overlap import Overlap, Strategy
+from cosmos3_ros.control.space import Space
 from cosmos3_ros.control.watchdog import Moment, Timeouts
 from cosmos3_ros.engine.backends import open_backend
 from cosmos3_ros.engine.bundle import TOKENIZER, Bundle
@@ -111,10 +112,14 @@ class _Run:
         self._world, self._policy, self._prompt = world, policy, prompt
         self._conditions, self._rng = conditions, rng
         robot = policy.embodiment
-        limits = Limits(robot.lower, robot.upper, robot.velocity, robot.acceleration)
+        limits = Limits(
+            Space(robot.width), robot.lower, robot.upper, robot.velocity, robot.acceleration
+        )
         following = Following(robot.hysteresis, robot.jump, blend_s=BLEND_S)
         contract = policy.contract
-        self._overlap = Overlap(conditions.strategy, contract.chunk, contract.fps, following.held)
+        self._overlap = Overlap(
+            conditions.strategy, contract.chunk, contract.fps, limits.space, following.held
+        )
         self._controller = Controller(limits, following, TIMEOUTS)
         self._steps = 0
         self._coming: tuple[int, Plan, int] | None = None  # when it arrives, what, and its stamp

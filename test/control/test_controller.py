@@ -18,12 +18,17 @@ from cosmos3_ros.control.controller import (
     State,
 )
 from cosmos3_ros.control.limits import Limits
+from cosmos3_ros.control.space import Space
 from cosmos3_ros.control.watchdog import Moment, Reason, Timeouts
 
 START_NS = 1_763_000_000 * NS_PER_S
 PERIOD_NS = 20_000_000
 LIMITS = Limits(
-    np.array([-2.0, 0.0]), np.array([2.0, 1.0]), np.array([4.0, 8.0]), np.array([20.0, np.inf])
+    Space(2),
+    np.array([-2.0, 0.0]),
+    np.array([2.0, 1.0]),
+    np.array([4.0, 8.0]),
+    np.array([20.0, np.inf]),
 )
 HYSTERESIS, JUMP = np.array([np.nan, 0.1]), np.array([1.0, np.inf])
 TIMEOUTS = Timeouts(planner_s=1.5, chunk_s=4.0, observation_s=5.0)

@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from cosmos3_ros.control.limits import SHORTEST_STEP_S, Limits, Motion
+from cosmos3_ros.control.space import Space
 
 LIMITS = Limits(
+    Space(4),
     np.array([-1.0, 0.0, -np.inf, -1.0]),
     np.array([1.0, 2.0, np.inf, 1.0]),
     np.array([0.5, np.inf, 2.0, 2.0]),
@@ -26,7 +28,7 @@ steps = st.lists(st.tuples(wide | st.none(), fast, st.floats(0.0, 0.1)), max_siz
 def test_no_sequence_of_steps_leaves_the_limits(
     somewhere: np.ndarray, wanted: list[tuple[np.ndarray | None, np.ndarray, float]]
 ) -> None:
-    motion = Motion.at_rest(LIMITS.clamp(somewhere))
+    motion = LIMITS.at_rest(somewhere)
     for target, velocity, dt_s in wanted:
         after = (
             LIMITS.brake(motion, dt_s)
@@ -49,7 +51,7 @@ def test_no_sequence_of_steps_leaves_the_limits(
 def test_braking_ends_in_rest_after_the_shortest_time(
     target: np.ndarray, velocity: np.ndarray, times: list[float]
 ) -> None:
-    motion = Motion.at_rest(np.array([0.0, 1.0, 0.0, 0.0]))
+    motion = LIMITS.at_rest(np.array([0.0, 1.0, 0.0, 0.0]))
     for dt_s in times:
         motion = LIMITS.step(target, velocity, motion, dt_s)
     speed = np.abs(motion.velocity)
@@ -71,7 +73,7 @@ def test_a_target_that_moves_within_the_limits_is_followed_exactly() -> None:
 @pytest.mark.parametrize("dt_s", [0.002, 0.01, 0.02, 0.1])
 def test_a_target_that_was_left_behind_is_caught_and_not_overshot(dt_s: float) -> None:
     target, velocity = np.array([0.5, 1.5, 3.0, 0.7]), STILL
-    motion = Motion.at_rest(STILL)
+    motion = LIMITS.at_rest(STILL)
     for _ in range(round(4 / dt_s)):
         motion = LIMITS.step(target, velocity, motion, dt_s)
         assert np.all(motion.position <= target + 1e-12)
@@ -80,7 +82,7 @@ def test_a_target_that_was_left_behind_is_caught_and_not_overshot(dt_s: float) -
 
 
 def test_a_position_limit_is_approached_as_if_to_stop_there() -> None:
-    motion = Motion.at_rest(STILL)
+    motion = LIMITS.at_rest(STILL)
     for _ in range(400):
         motion = LIMITS.step(np.full(4, 9.0), STILL, motion, 0.01)
     assert motion.position[[0, 1, 3]] == pytest.approx([1.0, 2.0, 1.0], abs=1e-3)
@@ -101,4 +103,20 @@ def test_limits_that_leave_nothing_are_refused(
 ) -> None:
     given_limits = (np.array([float(v)]) for v in (lower, upper, velocity, acceleration))
     with pytest.raises(ValueError, match="expected lower < upper, velocity > 0 and acceleration"):
-        Limits(*given_limits)
+        Limits(Space(1), *given_limits)
+
+
+def test_a_turn_is_limited_as_a_whole_and_keeps_the_quaternion_whole() -> None:
+    """Half a turn about y at 1 rad/s, with 2 rad/s²: 0.5 s to speed up, and to slow down."""
+    free = np.full(4, np.inf)
+    limits = Limits(Space(4, (0,)), -free, free, np.full(3, 1.0), np.full(3, 2.0))
+    target = np.array([0.0, np.sin(0.75), 0.0, np.cos(0.75)])
+    motion = limits.at_rest(np.array([0.0, 0.0, 0.0, 1.0]))
+    turned = []
+    for _ in range(220):
+        motion = limits.step(target, np.zeros(3), motion, 0.01)
+        assert np.linalg.norm(motion.position) == pytest.approx(1.0)
+        turned.append(2 * np.arctan2(motion.position[1], motion.position[3]))
+    assert np.diff(turned).max() == pytest.approx(0.01, rel=1e-6)
+    assert turned[99] == pytest.approx(0.75, abs=0.02), "half way at half the time"
+    assert turned[-1] == pytest.approx(1.5, abs=1e-3)

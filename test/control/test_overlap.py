@@ -7,6 +7,7 @@ import pytest
 
 from cosmos3_ros.control.chunk import NS_PER_S, Chunk
 from cosmos3_ros.control.overlap import Overlap, Strategy
+from cosmos3_ros.control.space import Space
 
 START_NS = 1_763_000_000 * NS_PER_S
 RATE_HZ, ROWS = 10.0, 16
@@ -19,7 +20,7 @@ def at_s(seconds: float) -> int:
 
 def overlap(strategy: Strategy, *delays_s: float) -> Overlap:
     """One that has seen plans from START_NS arrive so much later: each a ramp of 1 a second."""
-    made = Overlap(strategy, ROWS, RATE_HZ, np.array([False, True]))
+    made = Overlap(strategy, ROWS, RATE_HZ, Space(2), np.array([False, True]))
     for plan_id, delay_s in enumerate(delays_s, 1):
         start_ns = made.start_ns(START_NS, at_s(delay_s))
         made.published(Chunk(plan_id, START_NS, RATE_HZ, RAMP.copy(), start_ns), at_s(delay_s))

@@ -8,8 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from cosmos3_ros.control import schedule as module
 from cosmos3_ros.control.chunk import NS_PER_S, Chunk
-from cosmos3_ros.control.schedule import CrossFade, Schedule
+from cosmos3_ros.control.schedule import CrossFade
+from cosmos3_ros.control.space import Space
 
 # A present-day epoch: float64 seconds of it would be 200 ns apart.
 STAMP_NS = 1_763_000_000_123_456_789
@@ -18,6 +20,12 @@ LINEAR = np.zeros(3, bool)
 
 def chunk_of(rows: object, rate_hz: float = 10.0) -> Chunk:
     return Chunk(1, STAMP_NS, rate_hz, np.array(rows, np.float64), STAMP_NS)
+
+
+def schedule_of(
+    chunk: Chunk, begin_ns: int, begin: np.ndarray, held: np.ndarray
+) -> module.Schedule:
+    return module.Schedule(chunk, begin_ns, begin, Space(len(held)), held)
 
 
 def at_s(seconds: float) -> int:
@@ -38,7 +46,7 @@ offsets_ns = st.integers(-2 * NS_PER_S, 45 * NS_PER_S)
 def test_it_passes_through_every_row_at_its_due_time(
     chunk: Chunk, begin: np.ndarray, offset_ns: int
 ) -> None:
-    schedule = Schedule(chunk, STAMP_NS + offset_ns, begin, LINEAR)
+    schedule = schedule_of(chunk, STAMP_NS + offset_ns, begin, LINEAR)
     for i, row in enumerate(chunk.rows):
         if chunk.due_ns(i) >= STAMP_NS + offset_ns:
             assert schedule.at(chunk.due_ns(i)).position == pytest.approx(row, abs=1e-5)
@@ -48,7 +56,7 @@ def test_it_passes_through_every_row_at_its_due_time(
 def test_it_never_leaves_the_span_of_its_rows_and_its_beginning(
     chunk: Chunk, begin: np.ndarray, begin_offset_ns: int, offset_ns: int
 ) -> None:
-    schedule = Schedule(chunk, STAMP_NS + begin_offset_ns, begin, LINEAR)
+    schedule = schedule_of(chunk, STAMP_NS + begin_offset_ns, begin, LINEAR)
     at = schedule.at(STAMP_NS + offset_ns).position
     knots = np.vstack((begin, chunk.rows))
     assert np.all(at >= knots.min(axis=0) - 1e-12)
@@ -59,7 +67,7 @@ def test_it_never_leaves_the_span_of_its_rows_and_its_beginning(
 def test_its_velocity_is_the_slope_of_its_positions(
     chunk: Chunk, begin: np.ndarray, offset_ns: int
 ) -> None:
-    schedule = Schedule(chunk, STAMP_NS, begin, LINEAR)
+    schedule = schedule_of(chunk, STAMP_NS, begin, LINEAR)
     now_ns = STAMP_NS + max(offset_ns, 0)
     ahead_ns = 1000
     dues = [chunk.due_ns(i) for i in range(len(chunk.rows))]
@@ -70,37 +78,37 @@ def test_its_velocity_is_the_slope_of_its_positions(
 
 
 def test_half_way_between_two_rows_it_is_half_way() -> None:
-    schedule = Schedule(chunk_of([[0, 0, 0], [1, -2, 0]]), STAMP_NS, np.zeros(3), LINEAR)
+    schedule = schedule_of(chunk_of([[0, 0, 0], [1, -2, 0]]), STAMP_NS, np.zeros(3), LINEAR)
     target = schedule.at(at_s(0.15))
     assert target.position == pytest.approx([0.5, -1.0, 0.0])
     assert target.velocity == pytest.approx([10.0, -20.0, 0.0])
 
 
 def test_before_the_first_row_it_comes_from_the_command_that_stood() -> None:
-    schedule = Schedule(chunk_of([[1.0], [1.0]]), at_s(0.05), np.array([3.0]), LINEAR[:1])
+    schedule = schedule_of(chunk_of([[1.0], [1.0]]), at_s(0.05), np.array([3.0]), LINEAR[:1])
     assert schedule.at(at_s(0.05)).position == pytest.approx([3.0])
     assert schedule.at(at_s(0.075)).position == pytest.approx([2.0])
 
 
 def test_a_chunk_taken_over_late_skips_what_is_past() -> None:
-    schedule = Schedule(chunk_of([[1.0], [2.0], [3.0]]), at_s(0.25), np.array([9.0]), LINEAR[:1])
+    schedule = schedule_of(chunk_of([[1.0], [2.0], [3.0]]), at_s(0.25), np.array([9.0]), LINEAR[:1])
     assert schedule.at(at_s(0.25)).position == pytest.approx([2.5])
 
 
 def test_a_chunk_that_waited_for_its_plan_starts_when_it_came() -> None:
     chunk = Chunk(1, STAMP_NS, 10.0, np.array([[1.0], [2.0]]), at_s(0.7))
-    schedule = Schedule(chunk, at_s(0.7), np.zeros(1), LINEAR[:1])
+    schedule = schedule_of(chunk, at_s(0.7), np.zeros(1), LINEAR[:1])
     assert schedule.at(at_s(0.75)).position == pytest.approx([0.5])
     assert schedule.end_ns == at_s(0.9)
 
 
 def test_after_the_last_row_it_rests_there() -> None:
-    target = Schedule(chunk_of([[1.0], [2.0]]), STAMP_NS, np.zeros(1), LINEAR[:1]).at(at_s(9))
+    target = schedule_of(chunk_of([[1.0], [2.0]]), STAMP_NS, np.zeros(1), LINEAR[:1]).at(at_s(9))
     assert target.position == [2.0] and target.velocity == [0.0]
 
 
 def test_a_held_channel_has_the_value_of_the_row_that_is_due_next() -> None:
-    schedule = Schedule(chunk_of([[0.0], [1.0], [0.0]]), STAMP_NS, np.zeros(1), np.array([True]))
+    schedule = schedule_of(chunk_of([[0.0], [1.0], [0.0]]), STAMP_NS, np.zeros(1), np.array([True]))
     found = [schedule.at(at_s(s)).position[0] for s in (0.05, 0.11, 0.19, 0.21, 0.29, 0.31)]
     assert found == [0.0, 1.0, 1.0, 0.0, 0.0, 0.0]
     assert schedule.at(at_s(0.11)).velocity == [0.0]
@@ -110,8 +118,8 @@ def test_a_held_channel_has_the_value_of_the_row_that_is_due_next() -> None:
 def test_a_cross_fade_begins_in_the_old_and_ends_in_the_new(
     one: Chunk, other: Chunk, blend_s: float, share: float
 ) -> None:
-    old, new = (Schedule(c, STAMP_NS, np.zeros(3), LINEAR) for c in (one, other))
-    fade = CrossFade(old, new, STAMP_NS, blend_s, LINEAR)
+    old, new = (schedule_of(c, STAMP_NS, np.zeros(3), LINEAR) for c in (one, other))
+    fade = CrossFade(old, new, STAMP_NS, blend_s, Space(len(LINEAR)), LINEAR)
     assert fade.at(STAMP_NS).position == pytest.approx(old.at(STAMP_NS).position)
     now_ns = at_s(share * blend_s)
     between = fade.at(now_ns).position
@@ -123,14 +131,16 @@ def test_a_cross_fade_begins_in_the_old_and_ends_in_the_new(
 
 
 def test_a_cross_fade_moves_as_fast_as_it_says() -> None:
-    old = Schedule(chunk_of([[1.0], [1.0]], 1.0), STAMP_NS, np.array([0.0]), LINEAR[:1])
-    new = Schedule(chunk_of([[-1.0], [5.0]], 1.0), STAMP_NS, np.array([0.0]), LINEAR[:1])
-    fade = CrossFade(old, new, at_s(0.2), 0.5, LINEAR[:1])
+    old = schedule_of(chunk_of([[1.0], [1.0]], 1.0), STAMP_NS, np.array([0.0]), LINEAR[:1])
+    new = schedule_of(chunk_of([[-1.0], [5.0]], 1.0), STAMP_NS, np.array([0.0]), LINEAR[:1])
+    fade = CrossFade(old, new, at_s(0.2), 0.5, Space(len(LINEAR[:1])), LINEAR[:1])
     here, there = fade.at(at_s(0.4)), fade.at(at_s(0.400001))
     assert (there.position - here.position) / 1e-6 == pytest.approx(here.velocity, rel=1e-3)
 
 
 def test_a_held_channel_changes_over_at_once() -> None:
     held = np.array([True])
-    old, new = (Schedule(chunk_of([[v], [v]]), STAMP_NS, np.array([v]), held) for v in (0.0, 1.0))
-    assert CrossFade(old, new, STAMP_NS, 0.1, held).at(STAMP_NS).position == [1.0]
+    old, new = (
+        schedule_of(chunk_of([[v], [v]]), STAMP_NS, np.array([v]), held) for v in (0.0, 1.0)
+    )
+    assert CrossFade(old, new, STAMP_NS, 0.1, Space(len(held)), held).at(STAMP_NS).position == [1.0]
