@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
@@ -32,6 +33,20 @@ class Strategy(StrEnum):
     SYNC = "sync"
     BLEND = "blend"
     PREFIX = "prefix"
+
+
+@dataclass(frozen=True)
+class Committed:
+    """``rows`` [n, width] of the next plan that are executed before it arrives, and the rows
+    ``continuation`` [m, width] that the present plan has for the time after them."""
+
+    rows: np.ndarray
+    continuation: np.ndarray
+
+
+def rows_of(committed: Committed | None) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Committed rows and their continuation; None and None without."""
+    return (None, None) if committed is None else (committed.rows, committed.continuation)
 
 
 class Overlap:
@@ -77,16 +92,18 @@ class Overlap:
         waits = self.strategy is Strategy.SYNC and self._last is not None
         return not waits or stamp_ns >= self._end_ns
 
-    def committed(self, stamp_ns: int) -> np.ndarray | None:
-        """Rows [n, width] of a plan from ``stamp_ns`` that are executed before it arrives.
+    def committed(self, stamp_ns: int) -> Committed | None:
+        """What a plan from ``stamp_ns`` is told of the plan before it.
 
-        None where there are none, or the strategy does not tell the planner.
+        None where there is none, or the strategy does not tell the planner.
         """
         if self._path is None or self.strategy is not Strategy.PREFIX:
             return None
         count = min(math.ceil(self.delay_s * self._rate_hz), self._chunk - 1)
-        due_ns = [stamp_ns + round((i + 1) * NS_PER_S / self._rate_hz) for i in range(count)]
-        return np.array([self._path.at(due).position for due in due_ns]) if due_ns else None
+        due_ns = [stamp_ns + round((i + 1) * NS_PER_S / self._rate_hz) for i in range(self._chunk)]
+        known = sum(due <= self._end_ns for due in due_ns)
+        rows = np.array([self._path.at(due).position for due in due_ns])
+        return Committed(rows[:count], rows[count:known]) if count else None
 
     def state_on_arrival(self, stamp_ns: int) -> np.ndarray | None:
         """Where the arm is commanded to be when a plan from ``stamp_ns`` arrives [width]."""

@@ -31,9 +31,10 @@ class Path(Protocol):
 class Schedule:
     """A chunk, taken over from a command.
 
-    Straight between rows, and turning evenly; a held channel, as a gripper's, has a row's value from the row before on.
-    Before the first row is due the line starts at the command that stood when the chunk took over,
-    so the arm sets off at once and is not asked to jump. After the last row the line stays there.
+    Straight between rows, and turning evenly; a held channel, as a gripper's, has a row's value
+    from the row before on. Before the first row is due the line starts at the command that stood
+    when the chunk took over, so the arm sets off at once and is not asked to jump. After the last
+    row the line stays there.
     """
 
     def __init__(

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from cosmos3_ros.control.chunk import Chunk
-from cosmos3_ros.control.overlap import Overlap
+from cosmos3_ros.control.overlap import Overlap, rows_of
 from cosmos3_ros.nodes.images import ImageError
 from cosmos3_ros.nodes.observer import Observer, Refusal
 from cosmos3_ros.nodes.worker import Worker
@@ -203,7 +203,7 @@ class Planner(Worker):
             observation = replace(observation, state=ahead)
         try:
             noise = draw_noise(contract, self._rng)
-            plan = self._policy.plan(observation, prompt, noise, committed)
+            plan = self._policy.plan(observation, prompt, noise, *rows_of(committed))
         except PlanError as error:
             self._reject(self._rejected_chunks, "not_finite", str(error))
             return

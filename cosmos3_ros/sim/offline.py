@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from cosmos3_ros.control.chunk import NS_PER_S, Chunk, ChunkRefused, Refusal
 from cosmos3_ros.control.controller import Controller, Following, State
 from cosmos3_ros.control.limits import Limits
-from cosmos3_ros.control.overlap import Overlap, Strategy
+from cosmos3_ros.control.overlap import Overlap, Strategy, rows_of
 from cosmos3_ros.control.space import Space
 from cosmos3_ros.control.watchdog import Moment, Timeouts
 from cosmos3_ros.engine.backends import open_backend
@@ -156,7 +156,7 @@ class _Run:
         state = channels_of(self._world, policy.embodiment) if ahead is None else ahead
         noise = draw_noise(policy.contract, self._rng)
         committed = self._overlap.committed(now_ns)
-        plan = policy.plan(Observation(pictures, state), self._prompt, noise, committed)
+        plan = policy.plan(Observation(pictures, state), self._prompt, noise, *rows_of(committed))
         self.plans += 1
         latency_s = LATENCY_S + conditions.added_latency_s
         self._coming = now_ns + round(latency_s * NS_PER_S), plan, now_ns

@@ -31,13 +31,16 @@ def test_rows_that_are_due_before_the_plan_arrives_are_those_of_the_plan_before(
     committed = overlap(Strategy.PREFIX, 0.35).committed(at_s(0.42))
     # 0.35 s are three rows and a half: the fourth is on its way when the plan comes.
     assert committed is not None
-    assert committed[:, 0] == pytest.approx([0.52, 0.62, 0.72, 0.82])
+    assert committed.rows[:, 0] == pytest.approx([0.52, 0.62, 0.72, 0.82])
+    # And up to 1.6 s, what the plan before would do then.
+    assert committed.continuation[:, 0] == pytest.approx(np.arange(0.92, 1.6, 0.1))
 
 
 def test_past_the_last_row_the_arm_stays_there() -> None:
     committed = overlap(Strategy.PREFIX, 0.35).committed(at_s(1.45))
     assert committed is not None
-    assert committed[:, 0] == pytest.approx([1.55, 1.6, 1.6, 1.6])
+    assert committed.rows[:, 0] == pytest.approx([1.55, 1.6, 1.6, 1.6])
+    assert len(committed.continuation) == 0
 
 
 def test_one_plan_in_twenty_may_be_slower_than_the_delay_that_counts() -> None:

@@ -144,3 +144,25 @@ def test_a_held_channel_changes_over_at_once() -> None:
         schedule_of(chunk_of([[v], [v]]), STAMP_NS, np.array([v]), held) for v in (0.0, 1.0)
     )
     assert CrossFade(old, new, STAMP_NS, 0.1, Space(len(held)), held).at(STAMP_NS).position == [1.0]
+
+
+def test_an_orientation_turns_evenly_between_rows_and_in_a_fade() -> None:
+    space, moving = Space(4, (0,)), np.zeros(4, bool)
+
+    def about_z(angle: float) -> list[float]:
+        return [0.0, 0.0, np.sin(angle / 2), np.cos(angle / 2)]
+
+    def turned(target: module.Target) -> float:
+        return float(2 * np.arctan2(target.position[2], target.position[3]))
+
+    one, other = (
+        module.Schedule(
+            chunk_of([about_z(a) for a in angles]), STAMP_NS, np.array(about_z(0.0)), space, moving
+        )
+        for angles in ((0.2, 1.2), (0.6, 1.6))
+    )
+    target = one.at(at_s(0.125))
+    assert turned(target) == pytest.approx(0.45)
+    assert target.velocity == pytest.approx([0.0, 0.0, 10.0])
+    fade = CrossFade(one, other, at_s(0.1), 0.05, space, moving)
+    assert turned(fade.at(at_s(0.125))) == pytest.approx(0.65)
