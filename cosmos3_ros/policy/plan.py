@@ -77,7 +77,7 @@ class GivenRows:
 
 
 def soft_mask(count: int, known: int) -> np.ndarray:
-    """How far each of ``known`` rows is held [known]: the first ``count`` wholly, then less and less.
+    """How far each of ``known`` rows is held [known]: the first ``count`` wholly, then ever less.
 
     c (e^c - 1) / (e - 1) with c from 1 to 0 (Black, Galliker and Levine 2025, "Real-Time Execution
     of Action Chunking Flow Policies", eq. 5).

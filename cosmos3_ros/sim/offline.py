@@ -70,6 +70,7 @@ class Offline:
         self._conditions = conditions
         self._rng = np.random.default_rng(seed)
         self._prompt: Prompt | None = None
+        self.strategies: set[Strategy] = set()  # that were in force
 
     def __enter__(self) -> Offline:
         return self
@@ -92,6 +93,7 @@ class Offline:
             touched = run.advance()
             world = self._world
             judge.see(run.seconds, touched, world.cubes, world.cube_distances)
+        self.strategies |= run.strategies
         return result_of(trial, judge, run.plans, run.seam_jumps)
 
 
@@ -109,6 +111,7 @@ class _Run:
         self.plans = 0
         self.seam_jumps: list[float] = []
         self.refused: Counter[Refusal] = Counter()
+        self.strategies: set[Strategy] = set()
         self._world, self._policy, self._prompt = world, policy, prompt
         self._conditions, self._rng = conditions, rng
         robot = policy.embodiment
@@ -148,6 +151,7 @@ class _Run:
     def _plan(self, now_ns: int) -> None:
         if self._coming is not None or not self._overlap.may_begin(now_ns):
             return
+        self.strategies.add(self._overlap.strategy)
         conditions, policy = self._conditions, self._policy
         pictures = {view.name: self._world.frame(view.name) for view in policy.embodiment.cameras}
         if conditions.black_cameras:
