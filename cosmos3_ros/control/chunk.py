@@ -47,6 +47,7 @@ class Chunk:
     ``stamp_ns``: time of the observation. Row i is due at ``start_ns + (i + 1) / rate_hz``, on the
     same clock; ``start_ns`` is the stamp, or later where the arm stood still until the plan came.
     ``planner``: one number an activation of a policy node. ``instruction``: what it was made of.
+    ``latency_s``: how long planning took.
     Raises ChunkRefused (malformed, not_finite). The rows are made read-only.
     """
 
@@ -57,6 +58,7 @@ class Chunk:
     start_ns: int
     planner: int = 0
     instruction: str = ""
+    latency_s: float = 0.0
 
     def __post_init__(self) -> None:
         if self.rows.ndim != 2 or 0 in self.rows.shape:

@@ -45,10 +45,12 @@ class NotReady(ValueError):
 
 @dataclass(frozen=True)
 class Command:
-    """``positions`` [width] in channel units, to be published now."""
+    """``positions`` [width] in channel units, to be published now. ``began``: the chunk that is
+    followed from this command on, None where it is the one before, or none."""
 
     positions: np.ndarray
     state: State
+    began: Chunk | None = None
 
 
 @dataclass(frozen=True)
@@ -217,10 +219,11 @@ class Controller:
         if self._motion is None:
             self._motion = self._limits.at_rest(self._measured)
         previous = self._ticked or moment
-        if self._pending is not None:
+        began = self._pending
+        if began is not None:
             # From the last command at its own time, so that a moving arm does not pause.
             begin_ns = moment.now_ns if self._leapt(previous, moment) else previous.now_ns
-            self._take_over(self._pending, begin_ns, moment.now_ns)
+            self._take_over(began, begin_ns, moment.now_ns)
             self._pending = None
         cause = self._cause(moment)
         self._enter(cause)
@@ -237,7 +240,7 @@ class Controller:
             self._motion = self._limits.step(wanted, target.velocity, self._motion, dt_s)
             apart = np.abs(self._limits.space.difference(wanted, self._motion.position))
             self.counts.saturated += bool(np.any(apart > ROUNDING))
-        return Command(self._motion.position, self.state)
+        return Command(self._motion.position, self.state, began)
 
     def _require_fitting(self, chunk: Chunk, moment: Moment) -> None:
         width = len(self._limits.lower)

@@ -36,6 +36,7 @@ def chunk_from_message(message: ActionChunk, embodiment: Embodiment) -> Chunk:
         start_ns=nanoseconds(message.start),
         planner=message.planner,
         instruction=message.instruction,
+        latency_s=message.plan_latency,
     )
 
 
@@ -44,7 +45,6 @@ def message_from_chunk(
     embodiment: Embodiment,
     *,
     committed_rows: int,
-    plan_latency_s: float,
 ) -> ActionChunk:
     """The message that carries a chunk; the other arguments as in ActionChunk.msg."""
     rows, width = chunk.rows.shape
@@ -61,7 +61,7 @@ def message_from_chunk(
         width=width,
         data=chunk.rows.ravel().tolist(),
         committed_rows=committed_rows,
-        plan_latency=plan_latency_s,
+        plan_latency=chunk.latency_s,
     )
     message.header.frame_id = embodiment.base_frame
     message.header.stamp = time_message(chunk.stamp_ns)

@@ -17,12 +17,13 @@ from sensor_msgs.msg import JointState
 from std_msgs.msg import Float64, String
 from std_srvs.srv import Trigger
 
-from cosmos3_ros.control.chunk import ChunkRefused, Refusal
+from cosmos3_ros.control.chunk import NS_PER_S, ChunkRefused, Refusal
 from cosmos3_ros.control.controller import Controller, Following, NotReady, State, Transition
 from cosmos3_ros.control.limits import Limits
 from cosmos3_ros.control.loop import DeadlineLoop
 from cosmos3_ros.control.realtime import Scheduling
 from cosmos3_ros.control.space import Space
+from cosmos3_ros.control.statistics import Histogram
 from cosmos3_ros.control.watchdog import Moment, Reason, Timeouts
 from cosmos3_ros.msg import ActionChunk, ControllerStatus, PolicyStatus
 from cosmos3_ros.nodes.chunks import chunk_from_message, time_message
@@ -261,6 +262,9 @@ class ControllerNode(ManagedNode):
             period_s = 1 / self._settings.control_rate_hz
             self._commands.publish(build(self._joints, command.positions, now.to_msg(), period_s))
             run.commands += 1
+            if (began := command.began) is not None:
+                spent_ns = round(began.latency_s * NS_PER_S)
+                run.frame_to_command.add(max(self.now_ns() - began.stamp_ns - spent_ns, 0))
 
     def _tick_failed(self, error: Exception) -> None:
         """On the control loop's thread."""
@@ -412,6 +416,8 @@ class ControllerNode(ManagedNode):
             "command_jitter": loop.jitter,
             "wake_up": loop.wake_up,
             "execution": loop.execution,
+            # From a picture's stamp to the first command of its plan, without the planning.
+            "frame_to_command": run.frame_to_command,
         }.items():
             values[f"{name}_p50_ms"] = f"{measured.percentile_ms(50):.3f}"
             values[f"{name}_p99_ms"] = f"{measured.percentile_ms(99):.3f}"
@@ -448,6 +454,7 @@ class ControlRun:
         self.loop = loop
         self.lock = threading.Lock()
         self.commands = self.failures = 0
+        self.frame_to_command = Histogram()
         self.rejected_chunks: Counter[Refusal] = Counter()
         self.rejected_joint_states = 0
 

@@ -26,7 +26,6 @@ class StampedPlan:
 
     chunk: Chunk
     plan: Plan
-    latency_s: float
 
 
 @dataclass(frozen=True)
@@ -236,9 +235,10 @@ class Planner(Worker):
                 start_ns=start_ns,
                 planner=self._id,
                 instruction=prompt.instruction,
+                latency_s=latency_s,
             )
             overlap.published(chunk, now_ns)
-        self._publish(StampedPlan(chunk, plan, latency_s))
+        self._publish(StampedPlan(chunk, plan))
 
     def _reject(self, counter: Counter[str], reason: str, message: str) -> None:
         with self.changed:

@@ -280,7 +280,6 @@ class PolicyNode(ManagedNode):
             stamped.chunk,
             self._policy.embodiment,
             committed_rows=stamped.plan.committed_rows,
-            plan_latency_s=stamped.latency_s,
         )
         self._chunks.publish(message)
         assert self._painter is not None

@@ -25,10 +25,9 @@ STAMP_NS = 1_763_000_000_123_456_789
 def message() -> ActionChunk:
     rows = np.arange(16 * 8).reshape(16, 8) / 100
     return message_from_chunk(
-        Chunk(7, STAMP_NS, 15.0, rows, STAMP_NS + 1, 2**63 + 5, "touch the red cube"),
+        Chunk(7, STAMP_NS, 15.0, rows, STAMP_NS + 1, 2**63 + 5, "touch the red cube", 0.25),
         EMBODIMENT,
         committed_rows=3,
-        plan_latency_s=0.25,
     )
 
 
@@ -38,7 +37,7 @@ def test_a_chunk_survives_the_way_over_the_wire() -> None:
     chunk = chunk_from_message(received, EMBODIMENT)
     assert (chunk.plan_id, chunk.stamp_ns, chunk.rate_hz) == (7, STAMP_NS, 15.0)
     assert (chunk.start_ns, chunk.planner) == (STAMP_NS + 1, 2**63 + 5)
-    assert chunk.instruction == "touch the red cube"
+    assert (chunk.instruction, chunk.latency_s) == ("touch the red cube", 0.25)
     assert np.array_equal(chunk.rows, np.arange(16 * 8).reshape(16, 8) / 100)
 
 
