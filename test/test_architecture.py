@@ -31,6 +31,7 @@ ALSO = {
     "nodes.recorder_node": ("replay.bags",),
     "sim.demo": ("replay.outcomes", "replay.report", "replay.summary"),
     "sim.examiner": ("nodes.chunks",),
+    "sim.saboteur": ("nodes.chunks",),
     "training.episodes": ("sim",),
     "training.open_loop": ("export_command",),
     "training.run": ("export_command",),
