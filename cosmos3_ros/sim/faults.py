@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,7 @@ from cosmos3_ros.msg import ControllerStatus
 from cosmos3_ros.policy.embodiment import Embodiment, load_embodiment
 from cosmos3_ros.processes import Child, Children, ProcessFailed, end_on_signals, ros_environment
 from cosmos3_ros.resources import resource
-from cosmos3_ros.sim.saboteur import Saboteur, Spoiled, remapped
+from cosmos3_ros.sim.saboteur import Commanded, Saboteur, Spoiled, remapped
 from cosmos3_ros.sim.tasks import COLOURS
 from cosmos3_ros.sim.team import BRINGUP_TIMEOUT_S, CONTROL_RATE_HZ, start_node
 from cosmos3_ros.sim.world import CAMERAS
@@ -227,8 +228,7 @@ def _suffer(stage: Stage, fault: Fault) -> Row:
     stage.tell()
     recovered = stage.until(stage.is_tracking, _RECOVERY_S)
     stage.spin(0.5)
-    commands = saboteur.commands[first:]
-    step = _largest_step([c.positions for c in commands], [c.at_s for c in commands], stage.robot)
+    step = _largest_step(saboteur.commands[first:], stage.robot)
     text = _logged_since(stage, logged)
     hold_ms = 1e3 * (held[0].at_s - began_s) if held else None
     in_time = fault.bound_ms is None or (hold_ms is not None and hold_ms <= fault.bound_ms)
@@ -243,17 +243,15 @@ def _suffer(stage: Stage, fault: Fault) -> Row:
     )
 
 
-def _largest_step(positions: list[np.ndarray], at_s: list[float], robot: Embodiment) -> float:
+def _largest_step(commands: list[Commanded], robot: Embodiment) -> float:
     """Of a joint between two commands, as a share of its velocity limit times a period, or times
     the time that has passed where a command came late."""
     speed = robot.velocity[: len(robot.joints)]
     largest = 0.0
-    for (a, b), (s, e) in zip(
-        zip(positions, positions[1:], strict=False), zip(at_s, at_s[1:], strict=False), strict=True
-    ):
-        passed_s = max(round((e - s) * CONTROL_RATE_HZ), 1) / CONTROL_RATE_HZ
-        arm = np.abs(b - a)[: len(speed)]
-        largest = max(largest, float(np.max(arm / (speed * passed_s))))
+    for before, after in pairwise(commands):
+        passed_s = max(round((after.at_s - before.at_s) * CONTROL_RATE_HZ), 1) / CONTROL_RATE_HZ
+        step = np.abs(after.positions - before.positions)[: len(speed)]
+        largest = max(largest, float(np.max(step / (speed * passed_s))))
     return largest
 
 
