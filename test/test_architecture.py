@@ -19,7 +19,7 @@ ARROWS = {
     "policy": ("policy", "engine.session"),
     "control": ("control",),
     "engine": ("engine",),
-    "replay": ("replay", "policy"),
+    "replay": ("replay", "policy", "control"),
     "sim": ("sim", "policy", "control", "engine.backends", "engine.bundle", "msg"),
     "training": ("training", "policy", "engine", "replay.episode", "replay.lerobot"),
 }
