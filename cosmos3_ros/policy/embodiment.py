@@ -17,8 +17,15 @@ import yaml
 
 from cosmos3_ros.resources import resource
 
-JOINT_POSITION = "joint_position"
-ACTION_SPACES = (JOINT_POSITION, "pose_delta", "planar_position", "keypoint_delta", "opaque")
+JOINT_POSITION, POSE_DELTA, BASE_VELOCITY = "joint_position", "pose_delta", "base_velocity"
+ACTION_SPACES = (
+    JOINT_POSITION,
+    POSE_DELTA,
+    BASE_VELOCITY,
+    "planar_position",
+    "keypoint_delta",
+    "opaque",
+)
 NORMALISATIONS = ("none", "affine", "quantile")
 VIEW_POINTS = ("ego_view", "third_person_view", "wrist_view", "concat_view")
 
@@ -45,7 +52,9 @@ class EmbodimentError(ValueError):
 class Channel:
     """One action channel. ``physical = model * scale + offset``; limits are physical.
 
-    ``jump``: how far from where it is a plan may begin.
+    ``jump``: how far from where it is a plan may begin. Of the channels of a pose, a delta, limits
+    are those of the pose it leads to: ``velocity``, ``acceleration`` and ``jump`` of a rotation's
+    channels are those of the turn [rad].
     ``scale`` is NaN for a channel normalised by quantiles that the file does not give.
     """
 
@@ -296,15 +305,29 @@ class _Reader:
         channels: list[Channel] = []
         for entry in entries:
             if "block" in entry:
-                self.keys("a channel block", entry, ("block",), ("prefix",))
-                block = self.choice("block", entry["block"], tuple(BLOCKS))
-                channels += [
-                    Channel(f"{entry.get('prefix', '')}{name}", unit)
-                    for name, unit in BLOCKS[block]
-                ]
+                channels += self.block(entry)
             else:
                 channels.append(self.channel(entry))
         return tuple(channels)
+
+    def block(self, entry: dict[str, Any]) -> list[Channel]:
+        """The channels of a block; a pose's may have limits."""
+        name = self.choice("block", entry.get("block"), tuple(BLOCKS))
+        motion = ("velocity", "acceleration", "jump")
+        of_pose = ("lower", "upper", *motion, *(f"turn_{key}" for key in motion))
+        optional = ("prefix", *(of_pose if name == "pose" else ()))
+        self.keys("a channel block", entry, ("block",), optional)
+        given = [Channel(f"{entry.get('prefix', '')}{part}", unit) for part, unit in BLOCKS[name]]
+        limited = []
+        for index, channel in enumerate(given):
+            turns = "turn_" if name == "pose" and index >= len(_AXES) else ""
+            limits = {key: float(entry[turns + key]) for key in motion if turns + key in entry}
+            if name == "pose" and index < len(_AXES):
+                limits |= {
+                    key: float(entry[key][index]) for key in ("lower", "upper") if key in entry
+                }
+            limited.append(replace(channel, **limits))
+        return limited
 
     def channel(self, entry: dict[str, Any]) -> Channel:
         numbers = ("offset", "scale", "lower", "upper", "velocity", "acceleration", "jump")

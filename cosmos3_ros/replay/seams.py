@@ -29,9 +29,9 @@ class Spread:
 class Seams:
     """Where one plan took over from another, ``count`` times, before anything was blended.
 
-    ``position_s``: how far apart the two were, as the time [s] in which the channel that is farthest
-    apart could travel it at its velocity limit. ``velocity``: the change of velocity, as a share of
-    the velocity limit, of the channel that changed most. ``command_velocity`` and
+    ``position_s``: how far apart the two were, as the time [s] in which the channel that is
+    farthest apart could travel it at its velocity limit. ``velocity``: the change of velocity, as a
+    share of the velocity limit, of the channel that changed most. ``command_velocity`` and
     ``command_acceleration``: the largest that was commanded, as shares of the limits; None where
     the commands carry no stamps, or the embodiment has no such limit.
     """
