@@ -27,6 +27,8 @@ from cosmos3_ros.control.watchdog import (
 # The longest time one step of the limits may stand for: after a stall of the process the arm
 # resumes at its limited speed, it does not catch up in one leap.
 MAX_STEP_S = 0.1
+# A chunk, and what an arm needs to come to rest after it.
+_LONGEST_FORECAST_S = 10.0
 # A measurement farther from the command than the arm travels in this time at its velocity limit is
 # not of an arm that lags behind, but of one that somebody else has moved.
 _ELSEWHERE_S = 0.1
@@ -69,6 +71,7 @@ class Following:
     ``hysteresis`` [width]: of channels that keep a row's value until the next, as a gripper's, and
     then change only by more than this; NaN of channels that move between rows. ``jump``
     [step_width]: how far from the present command a chunk may begin, in channel units.
+    ``rest`` [width]: what channels are commanded at rest, NaN of those that stay as they are.
     ``range_tolerance``: how far outside the position limits a row may be before the chunk is
     refused, as a share of their range. ``blend_s``: a chunk that replaces another one fades in for
     so long; 0: it takes over at once.
@@ -76,6 +79,7 @@ class Following:
 
     hysteresis: np.ndarray
     jump: np.ndarray
+    rest: np.ndarray
     range_tolerance: float = 0.05
     blend_s: float = 0.0
 
@@ -138,7 +142,11 @@ class Controller:
     @property
     def is_at_rest(self) -> bool:
         """Whether the last command does not move, or there was none."""
-        return self._motion is None or not np.any(self._motion.velocity)
+        if self._motion is None:
+            return True
+        rest, position = self._following.rest, self._motion.position
+        away = ~np.isnan(rest) & (np.abs(position - rest) > ROUNDING)
+        return not (np.any(self._motion.velocity) or np.any(away))
 
     def take_transitions(self) -> list[Transition]:
         """What has happened since the last call, in order."""
@@ -233,7 +241,7 @@ class Controller:
             # The arm has long reached the last command, and rests there.
             self._motion = self._limits.at_rest(self._motion.position)
         if self._path is None or self.state is not State.TRACKING:
-            self._motion = self._limits.brake(self._motion, dt_s)
+            self._motion = self._towards_rest(self._motion, dt_s)
         else:
             target = self._path.at(moment.now_ns)
             wanted = self._kept_where_held(target.position)
@@ -241,6 +249,29 @@ class Controller:
             apart = np.abs(self._limits.space.difference(wanted, self._motion.position))
             self.counts.saturated += bool(np.any(apart > ROUNDING))
         return Command(self._motion.position, self.state, began)
+
+    def forecast(self, moment: Moment, period_s: float) -> np.ndarray:
+        """Commands to come [n, width], one a period from ``moment`` on, until the arm rests.
+
+        What ``tick`` would say if nothing else came: to the end of the chunk while tracking, else
+        to where it brakes. At least one.
+        """
+        assert self._motion is not None, "asked before the first command"
+        motion, path = self._motion, self._path if self.state is State.TRACKING else None
+        period_ns = round(period_s * NS_PER_S)
+        end_ns = moment.now_ns if path is None else path.end_ns
+        rows = []
+        for tick in range(1, round(_LONGEST_FORECAST_S / period_s) + 1):
+            now_ns = moment.now_ns + tick * period_ns
+            if path is None:
+                motion = self._towards_rest(motion, period_s)
+            else:
+                target = path.at(now_ns)
+                motion = self._limits.step(target.position, target.velocity, motion, period_s)
+            rows.append(motion.position)
+            if now_ns >= end_ns and not np.any(np.abs(motion.velocity) > ROUNDING):
+                break
+        return np.array(rows)
 
     def _require_fitting(self, chunk: Chunk, moment: Moment) -> None:
         width = len(self._limits.lower)
@@ -316,6 +347,20 @@ class Controller:
                 f"expected at most {following.jump[channel]:g}",
             )
 
+    def _towards_rest(self, motion: Motion, dt_s: float) -> Motion:
+        """Braking, and those channels that have a rest on their way there."""
+        limits, rest = self._limits, self._following.rest
+        braking = limits.brake(motion, dt_s)
+        returns = ~np.isnan(rest)
+        if not returns.any():
+            return braking
+        target = np.where(returns, rest, motion.position)
+        returning = limits.step(target, np.zeros_like(motion.velocity), motion, dt_s)
+        return Motion(
+            np.where(returns, returning.position, braking.position),
+            np.where(limits.space.of_step(returns), returning.velocity, braking.velocity),
+        )
+
     def _kept_where_held(self, wanted: np.ndarray) -> np.ndarray:
         """A held channel stays at its last target until another is farther than its hysteresis."""
         kept = self._kept if self._kept is not None else wanted
@@ -328,7 +373,7 @@ class Controller:
         assert self._motion is not None
         space, held = self._limits.space, self._following.held
         new: Path = Schedule(chunk, begin_ns, self._motion.position, space, held)
-        old = self._path
+        old = None if self._path is None else self._path.settled(now_ns)
         if old is not None and self.state is State.TRACKING:
             blend_s = min(self._following.blend_s, (old.end_ns - now_ns) / NS_PER_S)
             if blend_s > 0:

@@ -27,6 +27,9 @@ class Path(Protocol):
     def at(self, now_ns: int) -> Target:
         """The target at a time of the node's clock."""
 
+    def settled(self, now_ns: int) -> Path:
+        """The same from a time on, without what is over by then."""
+
 
 class Schedule:
     """A chunk, taken over from a command.
@@ -69,6 +72,9 @@ class Schedule:
             np.where(standing, 0.0, step / (after_s - before_s)),
         )
 
+    def settled(self, now_ns: int) -> Path:
+        return self
+
 
 class CrossFade:
     """From one path to another: all the one at ``begin_ns``, all the other ``blend_s`` later.
@@ -94,8 +100,6 @@ class CrossFade:
         new = self._new.at(now_ns)
         share = (now_ns - self._begin_ns) / NS_PER_S / self._blend_s
         if share >= 1.0:
-            # Rows that ended are not worth keeping, nor what they replaced.
-            self._old = self._new
             return new
         old = self._old.at(now_ns)
         standing = self._space.of_step(self._held)
@@ -105,3 +109,9 @@ class CrossFade:
             self._space.add(new.position, (share - 1.0) * apart),
             new.velocity + (share - 1.0) * faster + apart / self._blend_s,
         )
+
+    def settled(self, now_ns: int) -> Path:
+        if (now_ns - self._begin_ns) / NS_PER_S >= self._blend_s:
+            return self._new.settled(now_ns)
+        self._old = self._old.settled(now_ns)
+        return self

@@ -7,11 +7,11 @@ from builtin_interfaces.msg import Time
 
 from cosmos3_ros.control.chunk import NS_PER_S, Chunk, ChunkRefused, Refusal
 from cosmos3_ros.msg import ActionChunk
-from cosmos3_ros.policy.embodiment import Embodiment
+from cosmos3_ros.policy.commands import CommandSpace
 
 
-def chunk_from_message(message: ActionChunk, embodiment: Embodiment) -> Chunk:
-    """The chunk in a message, once its meaning is known to be the embodiment's.
+def chunk_from_message(message: ActionChunk, space: CommandSpace) -> Chunk:
+    """The chunk in a message, once its meaning is known to be the robot's.
 
     Raises ChunkRefused (malformed, wrong_embodiment, wrong_width, wrong_names, wrong_units,
     not_finite).
@@ -22,12 +22,10 @@ def chunk_from_message(message: ActionChunk, embodiment: Embodiment) -> Chunk:
             Refusal.MALFORMED,
             f"{len(message.data)} values; expected rows x width = {rows} x {width}",
         )
-    _require(Refusal.WRONG_EMBODIMENT, "embodiment", message.embodiment, embodiment.name)
-    _require(Refusal.WRONG_WIDTH, "width", width, embodiment.width)
-    _require(
-        Refusal.WRONG_NAMES, "channels", tuple(message.channel_names), embodiment.channel_names
-    )
-    _require(Refusal.WRONG_UNITS, "units", tuple(message.channel_units), embodiment.channel_units)
+    _require(Refusal.WRONG_EMBODIMENT, "embodiment", message.embodiment, space.embodiment)
+    _require(Refusal.WRONG_WIDTH, "width", width, space.width)
+    _require(Refusal.WRONG_NAMES, "channels", tuple(message.channel_names), space.names)
+    _require(Refusal.WRONG_UNITS, "units", tuple(message.channel_units), space.units)
     return Chunk(
         plan_id=message.plan_id,
         stamp_ns=nanoseconds(message.header.stamp),
@@ -42,7 +40,7 @@ def chunk_from_message(message: ActionChunk, embodiment: Embodiment) -> Chunk:
 
 def message_from_chunk(
     chunk: Chunk,
-    embodiment: Embodiment,
+    space: CommandSpace,
     *,
     committed_rows: int,
 ) -> ActionChunk:
@@ -52,18 +50,18 @@ def message_from_chunk(
         start=time_message(chunk.start_ns),
         plan_id=chunk.plan_id,
         planner=chunk.planner,
-        embodiment=embodiment.name,
+        embodiment=space.embodiment,
         instruction=chunk.instruction,
         rate_hz=chunk.rate_hz,
-        channel_names=embodiment.channel_names,
-        channel_units=embodiment.channel_units,
+        channel_names=space.names,
+        channel_units=space.units,
         rows=rows,
         width=width,
         data=chunk.rows.ravel().tolist(),
         committed_rows=committed_rows,
         plan_latency=chunk.latency_s,
     )
-    message.header.frame_id = embodiment.base_frame
+    message.header.frame_id = space.base_frame
     message.header.stamp = time_message(chunk.stamp_ns)
     return message
 

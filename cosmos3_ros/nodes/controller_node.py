@@ -10,9 +10,13 @@ import threading
 import time
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import numpy as np
+from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from geometry_msgs.msg import PoseStamped
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Float64, String
 from std_srvs.srv import Trigger
@@ -27,9 +31,15 @@ from cosmos3_ros.control.statistics import Histogram
 from cosmos3_ros.control.watchdog import Moment, Reason, Timeouts
 from cosmos3_ros.msg import ActionChunk, ControllerStatus, PolicyStatus
 from cosmos3_ros.nodes.chunks import chunk_from_message, time_message
-from cosmos3_ros.nodes.commands import COMMAND_INTERFACES
-from cosmos3_ros.nodes.joints import JointMap, JointReader
+from cosmos3_ros.nodes.commands import (
+    COMMAND_INTERFACES,
+    CommandInterface,
+    Target,
+    interface_for,
+)
+from cosmos3_ros.nodes.joints import JointMap
 from cosmos3_ros.nodes.managed_node import ManagedNode
+from cosmos3_ros.nodes.measured import BaseReader, Measured, PoseReader, reader_for
 from cosmos3_ros.nodes.parameters import (
     DeclaredParameters,
     ParameterError,
@@ -39,7 +49,8 @@ from cosmos3_ros.nodes.parameters import (
     reliability_parameter,
 )
 from cosmos3_ros.nodes.running import leave, run
-from cosmos3_ros.policy.embodiment import load_embodiment
+from cosmos3_ros.policy.commands import command_space
+from cosmos3_ros.policy.embodiment import JOINT_POSITION, load_embodiment
 
 DIAGNOSTICS_PERIOD_S = 1.0
 LOG_PERIOD_S = 1.0
@@ -70,7 +81,8 @@ class ControllerParameters:
     )
     command_interface: str = parameter(
         "joint_command",
-        "Topic and type of the commands: JointState, JointTrajectory, Float64MultiArray.",
+        "Topic and type of the commands: JointState; JointTrajectory, one point or the rest of the "
+        "plan; Float64MultiArray; TwistStamped of a base; PoseStamped of end effectors.",
         choices=tuple(COMMAND_INTERFACES),
     )
     control_rate_hz: float = parameter(
@@ -171,7 +183,8 @@ class ControllerNode(ManagedNode):
         self._declared = DeclaredParameters(self, ControllerParameters)
         self._settings: ControllerParameters
         self._scheduling: Scheduling
-        self._joints: JointMap
+        self._target: Target
+        self._interface: CommandInterface
         self._limits: Limits
         self._run: ControlRun | None = None
 
@@ -179,32 +192,43 @@ class ControllerNode(ManagedNode):
         parameters = self._settings = self._declared.read()
         self._scheduling = parameters.scheduling
         embodiment = load_embodiment(parameters.embodiment)
-        self._joints = JointMap(embodiment, parameters.joint_names)
+        space = command_space(embodiment)
+        is_arm = embodiment.action_space == JOINT_POSITION
+        joints = JointMap(embodiment, parameters.joint_names) if is_arm else None
+        target = self._target = Target(embodiment, space, joints)
+        interface = self._interface = interface_for(parameters.command_interface, target)
         self._limits = Limits(
-            Space(embodiment.width),
-            embodiment.lower,
-            embodiment.upper,
-            embodiment.velocity,
-            embodiment.acceleration,
+            Space(space.width, space.quaternions),
+            space.lower,
+            space.upper,
+            space.velocity,
+            space.acceleration,
         )
-        command = COMMAND_INTERFACES[parameters.command_interface]
         qos = qos_profile(parameters.command_reliability, parameters.command_depth)
-        self._commands = self.own_publisher(command.message_type, parameters.command_interface, qos)
+        self._commands = [
+            self.own_publisher(interface.message_type, topic, qos)
+            for topic in interface.topics(target)
+        ]
         latched = qos_profile("reliable", 1, transient_local=True)
         self._status = self.own_publisher(ControllerStatus, "controller_status", latched)
         self._diagnostics = self.own_publisher(
             DiagnosticArray, "/diagnostics", qos_profile("reliable", 10)
         )
         self.get_logger().info(
-            f"embodiment '{embodiment.name}' on joints {', '.join(self._joints.names)}: "
-            f"{parameters.command_interface} at {parameters.control_rate_hz:g} Hz"
+            f"embodiment '{embodiment.name}' with {', '.join(joints.names if joints else space.names)}"
+            f": {parameters.command_interface} at {parameters.control_rate_hz:g} Hz"
         )
 
     def start(self) -> None:
         """Begin from nothing: the arm may have been moved since the last time."""
-        parameters, embodiment = self._settings, self._joints.embodiment
+        parameters, target = self._settings, self._target
+        space = target.space
         following = Following(
-            embodiment.hysteresis, embodiment.jump, parameters.range_tolerance, parameters.blend_s
+            space.hysteresis,
+            space.jump,
+            space.rest,
+            parameters.range_tolerance,
+            parameters.blend_s,
         )
         loop = DeadlineLoop(
             1 / parameters.control_rate_hz,
@@ -214,12 +238,19 @@ class ControllerNode(ManagedNode):
             self.get_logger().warning,
         )
         controller = Controller(self._limits, following, parameters.timeouts)
-        self._run = ControlRun(controller, JointReader(self._joints), loop)
+        reader = reader_for(target.embodiment, space, target.joints)
+        self._run = ControlRun(controller, reader, loop)
         chunk_qos = qos_profile(parameters.action_chunk_reliability, parameters.action_chunk_depth)
         joint_qos = qos_profile(parameters.joint_states_reliability, parameters.joint_states_depth)
         latched = qos_profile("reliable", 1, transient_local=True)
         self.listen(ActionChunk, "action_chunk", chunk_qos, self._on_chunk)
-        self.listen(JointState, "joint_states", joint_qos, self._on_joint_states)
+        if isinstance(reader, PoseReader):
+            for topic in reader.topics:
+                self.listen(PoseStamped, topic, joint_qos, partial(self._on_pose, reader, topic))
+        if isinstance(reader, BaseReader):
+            self.repeat(parameters.joint_timeout_s / 4, self._measured)
+        else:
+            self.listen(JointState, "joint_states", joint_qos, self._on_joint_states)
         if parameters.gripper_source == "topic":
             self.listen(Float64, "gripper_state", joint_qos, self._on_gripper)
         self.listen(String, "instruction", latched, self._on_instruction)
@@ -257,14 +288,26 @@ class ControllerNode(ManagedNode):
             return
         with run.lock:
             command = run.controller.tick(moment)
-        if command is not None:
-            build = COMMAND_INTERFACES[self._settings.command_interface].build
-            period_s = 1 / self._settings.control_rate_hz
-            self._commands.publish(build(self._joints, command.positions, now.to_msg(), period_s))
+            # A message that holds all that is to come goes out when that has changed.
+            news = command is not None and (command.began, command.state) != (None, run.sent_state)
+            forecast = self._interface.whole and news
+            commands = run.controller.forecast(moment, self._period_s) if forecast else None
+        if command is None:
+            return
+        if not self._interface.whole:
+            commands = command.positions
+        if commands is not None:
+            self._send(commands, now.to_msg())
             run.commands += 1
-            if (began := command.began) is not None:
-                spent_ns = round(began.latency_s * NS_PER_S)
-                run.frame_to_command.add(max(self.now_ns() - began.stamp_ns - spent_ns, 0))
+        run.sent_state = command.state
+        if (began := command.began) is not None:
+            spent_ns = round(began.latency_s * NS_PER_S)
+            run.frame_to_command.add(max(self.now_ns() - began.stamp_ns - spent_ns, 0))
+
+    def _send(self, commands: np.ndarray, stamp: Time) -> None:
+        messages = self._interface.build(self._target, commands, stamp, self._period_s)
+        for publisher, message in zip(self._commands, messages, strict=True):
+            publisher.publish(message)
 
     def _tick_failed(self, error: Exception) -> None:
         """On the control loop's thread."""
@@ -277,7 +320,7 @@ class ControllerNode(ManagedNode):
     def _on_chunk(self, message: ActionChunk) -> None:
         run = self._running()
         try:
-            chunk = chunk_from_message(message, self._joints.embodiment)
+            chunk = chunk_from_message(message, self._target.space)
             moment = self._moment()
             with run.lock:
                 run.controller.accept(chunk, moment)
@@ -302,6 +345,19 @@ class ControllerNode(ManagedNode):
             return
         self._measured()
 
+    def _on_pose(self, reader: PoseReader, topic: str, message: PoseStamped) -> None:
+        run = self._running()
+        try:
+            reader.read_pose(topic, message, self.now_ns())
+        except ValueError as refused:
+            run.rejected_joint_states += 1
+            self.get_logger().warning(
+                f"refused a pose: {refused} ({run.rejected_joint_states} refused so far)",
+                throttle_duration_sec=LOG_PERIOD_S,
+            )
+            return
+        self._measured()
+
     def _on_gripper(self, message: Float64) -> None:
         self._running().reader.read_gripper(message.data)
         self._measured()
@@ -310,8 +366,9 @@ class ControllerNode(ManagedNode):
         run, moment = self._running(), self._moment()
         channels = run.reader.channels
         if channels is not None and moment.now_ns > 0:
+            stamp_ns = run.reader.stamp_ns or moment.now_ns
             with run.lock:
-                run.controller.measure(channels, run.reader.stamp_ns, moment)
+                run.controller.measure(channels, stamp_ns, moment)
 
     def _on_instruction(self, message: String) -> None:
         run = self._running()
@@ -385,8 +442,8 @@ class ControllerNode(ManagedNode):
             missing = run.reader.missing
             if self.now_ns() == 0:
                 detail = "no /clock has arrived (use_sim_time is set)"
-            elif missing and len(missing) < len(self._joints.names):
-                detail = f"no joint states have named {', '.join(missing)}"
+            elif missing and len(missing) < self._target.space.width:
+                detail = f"nothing has told of {', '.join(missing)}"
         return state, reason, detail
 
     def _publish_diagnostics(self) -> None:
@@ -427,12 +484,16 @@ class ControllerNode(ManagedNode):
             level=DiagnosticStatus.OK if tracking else DiagnosticStatus.WARN,
             name=f"{self.get_name()}: commands",
             message="tracking" if tracking else f"{state}: {detail}",
-            hardware_id=self._joints.embodiment.name,
+            hardware_id=self._target.embodiment.name,
             values=[KeyValue(key=key, value=str(value)) for key, value in values.items()],
         )
         array = DiagnosticArray(status=[entry])
         array.header.stamp = self.get_clock().now().to_msg()
         self._diagnostics.publish(array)
+
+    @property
+    def _period_s(self) -> float:
+        return 1 / self._settings.control_rate_hz
 
     def _moment(self) -> Moment:
         return Moment(self.now_ns(), time.monotonic_ns())
@@ -448,12 +509,13 @@ class ControlRun:
     ``lock``: of the controller, which the loop's thread and the executor's share.
     """
 
-    def __init__(self, controller: Controller, reader: JointReader, loop: DeadlineLoop) -> None:
+    def __init__(self, controller: Controller, reader: Measured, loop: DeadlineLoop) -> None:
         self.controller = controller
         self.reader = reader
         self.loop = loop
         self.lock = threading.Lock()
         self.commands = self.failures = 0
+        self.sent_state: State | None = None
         self.frame_to_command = Histogram()
         self.rejected_chunks: Counter[Refusal] = Counter()
         self.rejected_joint_states = 0

@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from cosmos3_ros.control.chunk import Chunk
-from cosmos3_ros.control.overlap import Overlap, rows_of
+from cosmos3_ros.control.overlap import Committed, Overlap
 from cosmos3_ros.nodes.images import ImageError
 from cosmos3_ros.nodes.observer import Observer, Refusal
 from cosmos3_ros.nodes.worker import Worker
+from cosmos3_ros.policy.commands import CommandSpace
 from cosmos3_ros.policy.plan import Plan, PlanError, Policy, Prompt, draw_noise
 from cosmos3_ros.policy.prompt import PromptError
 
@@ -61,6 +62,7 @@ class Planner(Worker):
         self,
         planner: int,
         policy: Policy,
+        commands: CommandSpace,
         observer: Observer,
         overlap: Overlap,
         now_ns: Callable[[], int],
@@ -80,7 +82,8 @@ class Planner(Worker):
         """
         super().__init__("planner")
         self._id = planner
-        self._policy, self._observer, self._overlap = policy, observer, overlap
+        self._policy, self._commands = policy, commands
+        self._observer, self._overlap = observer, overlap
         self._now_ns, self._publish = now_ns, publish
         self._refuse, self._fail = refuse, fail
         self._rng = np.random.default_rng(seed if seed >= 0 else None)
@@ -200,9 +203,11 @@ class Planner(Worker):
         contract, observation = self._policy.contract, stamped.observation
         if ahead is not None:
             observation = replace(observation, state=ahead)
+        poses = observation.poses
+        known = self._in_model_rows(committed, poses)
         try:
             noise = draw_noise(contract, self._rng)
-            plan = self._policy.plan(observation, prompt, noise, *rows_of(committed))
+            plan = self._policy.plan(observation, prompt, noise, *known)
         except PlanError as error:
             self._reject(self._rejected_chunks, "not_finite", str(error))
             return
@@ -231,7 +236,7 @@ class Planner(Worker):
                 plan_id=self._plans,
                 stamp_ns=stamped.stamp_ns,
                 rate_hz=contract.fps,
-                rows=plan.rows,
+                rows=self._commands.commands(plan.rows, poses),
                 start_ns=start_ns,
                 planner=self._id,
                 instruction=prompt.instruction,
@@ -239,6 +244,17 @@ class Planner(Worker):
             )
             overlap.published(chunk, now_ns)
         self._publish(StampedPlan(chunk, plan))
+
+    def _in_model_rows(
+        self, committed: Committed | None, poses: np.ndarray
+    ) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Committed rows and their continuation as rows of the plan, from ``poses`` on."""
+        if committed is None:
+            return None, None
+        commands = np.concatenate([committed.rows, committed.continuation])
+        rows = self._commands.model_rows(commands, poses)
+        count = len(committed.rows)
+        return rows[:count], rows[count:]
 
     def _reject(self, counter: Counter[str], reason: str, message: str) -> None:
         with self.changed:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from geometry_msgs.msg import PoseStamped
 from rclpy.clock import JumpThreshold, TimeJump
 from rclpy.duration import Duration
 from sensor_msgs.msg import CompressedImage, Image, JointState
@@ -29,6 +30,7 @@ from cosmos3_ros.nodes.frame_painter import FramePainter
 from cosmos3_ros.nodes.images import image_message
 from cosmos3_ros.nodes.joints import JointMap
 from cosmos3_ros.nodes.managed_node import ManagedNode
+from cosmos3_ros.nodes.measured import pose_topic
 from cosmos3_ros.nodes.observer import Observer, Tolerances
 from cosmos3_ros.nodes.parameters import (
     DeclaredParameters,
@@ -40,6 +42,7 @@ from cosmos3_ros.nodes.parameters import (
 )
 from cosmos3_ros.nodes.planner import Planner, PlannerStatus, StampedPlan
 from cosmos3_ros.nodes.running import leave, run
+from cosmos3_ros.policy.commands import CommandSpace, command_space
 from cosmos3_ros.policy.embodiment import load_embodiment
 from cosmos3_ros.policy.plan import Observation, Policy, draw_noise
 
@@ -127,6 +130,7 @@ class PolicyNode(ManagedNode):
         self._settings: PolicyParameters
         self._bundle: Bundle
         self._policy: Policy
+        self._space: CommandSpace
         self._planner: Planner | None = None
         self._painter: FramePainter | None = None
         self._state = PolicyStatus.STATE_WAITING_FOR_INSTRUCTION
@@ -141,6 +145,7 @@ class PolicyNode(ManagedNode):
         self._bundle = load_bundle(parameters.bundle)
         contract = self._bundle.manifest.contract
         embodiment = load_embodiment(parameters.embodiment or contract.embodiment)
+        self._space = command_space(embodiment)
         # Only a state row asks for joints; without one the robot need not publish any.
         self._joints = JointMap(embodiment, parameters.joint_names) if contract.state_row else None
         last_frame = (contract.frame_latents - 1) * contract.temporal_compression
@@ -194,16 +199,19 @@ class PolicyNode(ManagedNode):
             parameters.camera_skew_s, parameters.observation_max_age_s, parameters.joint_skew_s
         )
         gripper_topic = parameters.gripper_source == "topic"
-        observer = Observer(embodiment, self._joints, gripper_topic, limits)
         self._id = secrets.randbits(64)
-        contract = self._policy.contract
-        held = ~np.isnan(embodiment.hysteresis)
+        contract, space = self._policy.contract, self._space
+        held = ~np.isnan(space.hysteresis)
         strategy = Strategy(parameters.strategy)
+        pose_topics = tuple(pose_topic(block.prefix) for block in space.poses)
         planner = self._planner = Planner(
             self._id,
             self._policy,
-            observer,
-            Overlap(strategy, contract.chunk, contract.fps, Space(embodiment.width), held),
+            space,
+            Observer(embodiment, self._joints, gripper_topic, limits, pose_topics),
+            Overlap(
+                strategy, contract.chunk, contract.fps, Space(space.width, space.quaternions), held
+            ),
             self.now_ns,
             self._publish_plan,
             self._refused,
@@ -229,6 +237,8 @@ class PolicyNode(ManagedNode):
             self.listen(kind, topic, image_qos, partial(self._on_image, view.name))
         joint_qos = qos_profile(parameters.joint_states_reliability, parameters.joint_states_depth)
         self.listen(JointState, "joint_states", joint_qos, self._on_joint_states)
+        for topic in pose_topics:
+            self.listen(PoseStamped, topic, joint_qos, partial(self._on_pose, topic))
         if gripper_topic:
             self.listen(Float64, "gripper_state", joint_qos, self._on_gripper)
         latched = qos_profile("reliable", 1, transient_local=True)
@@ -254,6 +264,10 @@ class PolicyNode(ManagedNode):
         assert self._planner is not None
         self._planner.update(lambda observer: observer.on_joint_states(message))
 
+    def _on_pose(self, topic: str, message: PoseStamped) -> None:
+        assert self._planner is not None
+        self._planner.update(lambda observer: observer.on_pose(topic, message))
+
     def _on_gripper(self, message: Float64) -> None:
         assert self._planner is not None
         now_ns = self.now_ns()
@@ -278,7 +292,7 @@ class PolicyNode(ManagedNode):
         """On the planning thread."""
         message = message_from_chunk(
             stamped.chunk,
-            self._policy.embodiment,
+            self._space,
             committed_rows=stamped.plan.committed_rows,
         )
         self._chunks.publish(message)

@@ -38,13 +38,15 @@ class PoseBlock:
 
 @dataclass(frozen=True)
 class CommandSpace:
-    """Channels of a chunk. Arrays are [width], and of limits of motion [width - poses]: a
-    quaternion moves by a rotation vector.
+    """Channels of a chunk of an embodiment. Arrays are [width], and of limits of motion
+    [width - poses]: a quaternion moves by a rotation vector.
 
     ``hysteresis``: of channels that keep a value until the next, NaN of others. ``rest``: what a
     channel is commanded at rest, NaN where it stays as it is.
     """
 
+    embodiment: str
+    base_frame: str
     names: tuple[str, ...]
     units: tuple[str, ...]
     lower: np.ndarray
@@ -101,6 +103,8 @@ def command_space(embodiment: Embodiment) -> CommandSpace:
     held = {grip.channel: grip.hysteresis} if grip else {}
     stops = embodiment.action_space == BASE_VELOCITY
     return CommandSpace(
+        embodiment=embodiment.name,
+        base_frame=embodiment.base_frame,
         names=tuple(c.name for c in channels),
         units=tuple(c.unit for c in channels),
         lower=np.array([c.lower for c in channels]),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -32,11 +32,13 @@ class Observation:
     """What the robot sees and how it stands.
 
     ``images``: uint8 RGB [h,w,3] by camera name. ``state``: physical values [width] in the order
-    of the embodiment's channels (rad, closedness of the gripper).
+    of the embodiment's channels (rad, closedness of the gripper). ``poses`` [n,7]: of each end
+    effector that acts in pose deltas, position [m] and quaternion x, y, z, w in the base frame.
     """
 
     images: Mapping[str, np.ndarray]
     state: np.ndarray
+    poses: np.ndarray = field(default_factory=lambda: np.zeros((0, 7)))
 
 
 @dataclass(frozen=True)

@@ -118,7 +118,9 @@ class _Run:
         limits = Limits(
             Space(robot.width), robot.lower, robot.upper, robot.velocity, robot.acceleration
         )
-        following = Following(robot.hysteresis, robot.jump, blend_s=BLEND_S)
+        following = Following(
+            robot.hysteresis, robot.jump, np.full(robot.width, np.nan), blend_s=BLEND_S
+        )
         contract = policy.contract
         self._overlap = Overlap(
             conditions.strategy, contract.chunk, contract.fps, limits.space, following.held

@@ -31,6 +31,7 @@ LIMITS = Limits(
     np.array([20.0, np.inf]),
 )
 HYSTERESIS, JUMP = np.array([np.nan, 0.1]), np.array([1.0, np.inf])
+STAYS = np.full(2, np.nan)
 TIMEOUTS = Timeouts(planner_s=1.5, chunk_s=4.0, observation_s=5.0)
 HOME = np.array([0.5, 0.0])
 PLANNER, TOLD = 77, "touch the red cube"
@@ -47,7 +48,9 @@ class Arm:
     """
 
     def __init__(self, **following: float) -> None:
-        self.controller = Controller(LIMITS, Following(HYSTERESIS, JUMP, **following), TIMEOUTS)
+        self.controller = Controller(
+            LIMITS, Following(HYSTERESIS, JUMP, STAYS, **following), TIMEOUTS
+        )
         self.now_ns, self.steady_ns = START_NS, 5 * NS_PER_S
         self.position = HOME
         self.measuring = self.planner_lives = True
@@ -452,6 +455,49 @@ def test_every_transition_is_told_once_with_its_cause() -> None:
     assert arm.controller.counts.transitions == 4
 
 
+def test_a_base_comes_to_a_stop_when_it_holds() -> None:
+    """Its channels are velocities: to hold them would be to drive on."""
+    limits = Limits(Space(2), -np.ones(2), np.ones(2), np.full(2, 2.0), np.full(2, np.inf))
+    following = Following(np.full(2, np.nan), np.full(2, np.inf), np.zeros(2))
+    controller = Controller(limits, following, TIMEOUTS)
+    told = []
+    for tick in range(150):
+        moment = Moment(START_NS + tick * PERIOD_NS, tick * PERIOD_NS)
+        controller.measure(np.zeros(2), moment.now_ns, moment)
+        controller.hear(1, moment.steady_ns)
+        if tick == 1:
+            rows = np.tile([0.5, -0.2], (10, 1))
+            stamp_ns = moment.now_ns
+            controller.accept(Chunk(1, stamp_ns, 10.0, rows, stamp_ns, planner=1), moment)
+        command = controller.tick(moment)
+        assert command is not None
+        told.append(command)
+    driving = [c for c in told if c.state is State.TRACKING]
+    assert driving[-1].positions == pytest.approx([0.5, -0.2])
+    # 2 m/s² from 0.5 m/s.
+    held = told[told.index(driving[-1]) + 1 :]
+    assert held[0].positions == pytest.approx([0.46, -0.16])
+    assert held[13].positions == pytest.approx([0.0, 0.0], abs=1e-9)
+    assert controller.is_at_rest
+
+
+def test_a_forecast_is_what_comes_when_nothing_else_does() -> None:
+    arm = Arm(blend_s=0.3)
+    arm.tick()
+    arm.follow(arm.ramp(rows=8))
+    arm.run(0.4)
+    arm.follow(arm.plan(2, np.column_stack((0.9 + np.arange(1, 9) * 0.05, np.zeros(8)))))
+    arm.tick()
+    moment = Moment(arm.now_ns - PERIOD_NS, arm.steady_ns - PERIOD_NS)
+    forecast = arm.controller.forecast(moment, 0.02)
+    came = np.array([c.positions for c in arm.run(0.8)])
+    assert forecast[:38] == pytest.approx(came[:38], abs=1e-9)
+    assert forecast[-1] == pytest.approx([1.3, 0.0], abs=1e-3)
+    arm.controller.stop("the button")
+    arm.tick()
+    assert len(arm.controller.forecast(arm.moment, 0.02)) == 1, "it rests already"
+
+
 def test_a_measurement_that_is_not_finite_is_ignored() -> None:
     arm = Arm()
     arm.controller.measure(np.array([np.nan, 0.0]), START_NS, arm.moment)
@@ -493,7 +539,7 @@ jumps_ns = st.just(0) | st.just(0) | st.just(0) | st.integers(-ns(12), ns(12))
 def test_whatever_happens_no_command_leaves_the_limits_or_follows_what_is_stale(
     events: list, blend_s: float
 ) -> None:
-    controller = Controller(LIMITS, Following(HYSTERESIS, JUMP, 0.05, blend_s), TIMEOUTS)
+    controller = Controller(LIMITS, Following(HYSTERESIS, JUMP, STAYS, 0.05, blend_s), TIMEOUTS)
     now_ns, steady_ns = START_NS, 5 * NS_PER_S
     last: tuple[Moment, np.ndarray, np.ndarray] | None = None  # when, where, how fast
     measured_ns = heard_ns = accepted_ns = observed_ns = end_ns = None

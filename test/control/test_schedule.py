@@ -166,3 +166,18 @@ def test_an_orientation_turns_evenly_between_rows_and_in_a_fade() -> None:
     assert target.velocity == pytest.approx([0.0, 0.0, 10.0])
     fade = CrossFade(one, other, at_s(0.1), 0.05, space, moving)
     assert turned(fade.at(at_s(0.125))) == pytest.approx(0.65)
+
+
+def test_fades_that_are_over_are_not_kept() -> None:
+    held = LINEAR[:1]
+    path: module.Path = schedule_of(chunk_of([[0.0], [0.0]]), STAMP_NS, np.zeros(1), held)
+    depth = []
+    for plan in range(40):
+        now_ns = at_s(0.1 * plan)
+        new = schedule_of(chunk_of([[1.0], [1.0]]), now_ns, np.ones(1), held)
+        path = CrossFade(path.settled(now_ns), new, now_ns, 0.25, Space(1), held)
+        inner, count = path, 0
+        while isinstance(inner, CrossFade):
+            inner, count = inner._old, count + 1
+        depth.append(count)
+    assert max(depth) <= 4

@@ -16,9 +16,10 @@ from rclpy.serialization import deserialize_message, serialize_message
 from cosmos3_ros.control.chunk import Chunk, ChunkRefused, Refusal
 from cosmos3_ros.msg import ActionChunk
 from cosmos3_ros.nodes.chunks import chunk_from_message, message_from_chunk
+from cosmos3_ros.policy.commands import command_space
 from cosmos3_ros.policy.embodiment import load_embodiment
 
-EMBODIMENT = load_embodiment("sim_panda")
+EMBODIMENT = command_space(load_embodiment("sim_panda"))
 STAMP_NS = 1_763_000_000_123_456_789
 
 

@@ -37,11 +37,12 @@ from cosmos3_ros.nodes.chunks import message_from_chunk
 from cosmos3_ros.nodes.commands import COMMAND_INTERFACES
 from cosmos3_ros.nodes.controller_node import ControllerNode
 from cosmos3_ros.nodes.parameters import qos_profile
+from cosmos3_ros.policy.commands import command_space
 from cosmos3_ros.policy.embodiment import load_embodiment
 
 pytestmark = pytest.mark.timeout(60)
 
-PANDA = load_embodiment("sim_panda")
+PANDA = command_space(load_embodiment("sim_panda"))
 ARM = [f"panda_joint{i}" for i in range(1, 8)]
 FINGER = "panda_finger_joint1"
 HOME = np.array([0.0, 0.3, 0.0, -2.3, 0.0, 2.6, 0.8, 0.0])  # channels; the gripper open
@@ -455,7 +456,7 @@ def test_joints_are_matched_by_name_from_whatever_messages_carry_them(graph: Mak
     g.send_joints(["wheel", *reversed(ARM)], [7.0, *reversed(HOME[:7])])
     values = g.values()
     assert values["missing_joints"] == FINGER
-    assert values["detail"] == f"no joint states have named {FINGER}"
+    assert values["detail"] == f"nothing has told of {FINGER}"
     assert not g.commands
 
     g.send_joints([FINGER], [0.01])
@@ -510,7 +511,7 @@ def test_the_command_interface_is_a_parameter(graph: Maker) -> None:
         ({"control_rate_hz": 50}, "'control_rate_hz' is 50; expected a float"),
         ({"joint_names": ["a", "b"]}, "'joint_names' is ['a', 'b']; expected 7 names"),
         ({"embodiment": "dishwasher"}, "embodiment 'dishwasher' is not known"),
-        ({"embodiment": "av"}, "expected 'joint_position' to command joints"),
+        ({"embodiment": "av"}, "expected joint_position, pose_delta or base_velocity"),
         ({"embodiment": "/nowhere/arm.yaml"}, "'/nowhere/arm.yaml' does not exist"),
     ],
 )
