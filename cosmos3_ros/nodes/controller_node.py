@@ -37,6 +37,7 @@ from cosmos3_ros.nodes.commands import (
     Target,
     interface_for,
 )
+from cosmos3_ros.nodes.description import objections
 from cosmos3_ros.nodes.joints import JointMap
 from cosmos3_ros.nodes.managed_node import ManagedNode
 from cosmos3_ros.nodes.measured import BaseReader, Measured, PoseReader, reader_for
@@ -215,8 +216,8 @@ class ControllerNode(ManagedNode):
             DiagnosticArray, "/diagnostics", qos_profile("reliable", 10)
         )
         self.get_logger().info(
-            f"embodiment '{embodiment.name}' with {', '.join(joints.names if joints else space.names)}"
-            f": {parameters.command_interface} at {parameters.control_rate_hz:g} Hz"
+            f"embodiment '{embodiment.name}', {', '.join(joints.names if joints else space.names)}: "
+            f"{parameters.command_interface} at {parameters.control_rate_hz:g} Hz"
         )
 
     def start(self) -> None:
@@ -255,6 +256,8 @@ class ControllerNode(ManagedNode):
             self.listen(Float64, "gripper_state", joint_qos, self._on_gripper)
         self.listen(String, "instruction", latched, self._on_instruction)
         self.listen(PolicyStatus, "status", latched, self._on_policy_status)
+        if target.joints is not None:
+            self.listen(String, "robot_description", latched, self._on_description)
         self.serve(Trigger, "~/stop", self._on_stop)
         self.serve(Trigger, "~/resume", self._on_resume)
         self.repeat(_REPORT_PERIOD_S, self._report_transitions)
@@ -381,6 +384,24 @@ class ControllerNode(ManagedNode):
         with run.lock:
             run.controller.hear(message.planner, time.monotonic_ns(), alive=alive)
 
+    def _on_description(self, message: String) -> None:
+        """The robot's own description: what it does not allow is not done."""
+        run, joints = self._running(), self._target.joints
+        assert joints is not None
+        try:
+            wrong = objections(message.data, joints)
+        except ValueError as error:
+            wrong = [str(error)]
+        run.objection = ""
+        if wrong:
+            run.objection = (
+                f"the robot_description does not fit embodiment '{joints.embodiment.name}': "
+                f"{'; '.join(wrong)}; correct the embodiment file or joint_names"
+            )
+            self.get_logger().error(run.objection)
+            with run.lock:
+                run.controller.stop(run.objection)
+
     def _on_stop(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         run = self._running()
         with run.lock:
@@ -391,6 +412,8 @@ class ControllerNode(ManagedNode):
     def _on_resume(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         run = self._running()
         try:
+            if run.objection:
+                raise NotReady(run.objection)
             with run.lock:
                 run.controller.resume(self._moment())
             response.success, response.message = True, "the next chunk is followed"
@@ -516,6 +539,7 @@ class ControlRun:
         self.lock = threading.Lock()
         self.commands = self.failures = 0
         self.sent_state: State | None = None
+        self.objection = ""  # what the robot's description does not allow
         self.frame_to_command = Histogram()
         self.rejected_chunks: Counter[Refusal] = Counter()
         self.rejected_joint_states = 0

@@ -290,6 +290,19 @@ def test_it_does_not_resume_without_joint_states_and_says_why(graph: Maker) -> N
     assert g.enters(ControllerStatus.STATE_STOPPED)
 
 
+def test_a_robot_whose_description_does_not_fit_is_stopped_for_good(graph: Maker) -> None:
+    g = graph()
+    g.activate()
+    g.track(g.ramp(seconds=6.0))
+    latched = qos_profile("reliable", 1, transient_local=True)
+    description = g.robot.create_publisher(String, "robot_description", latched)
+    description.publish(String(data="<robot name='dishwasher'/>"))
+    assert g.enters(ControllerStatus.STATE_STOPPED)
+    assert "joint 'panda_joint1' is not in it" in g.states[-1].detail
+    answer = g.call("resume")
+    assert not answer.success and "correct the embodiment file" in answer.message
+
+
 def test_chunks_of_another_instruction_or_planner_are_refused_by_name(graph: Maker) -> None:
     g = graph()
     g.activate()
