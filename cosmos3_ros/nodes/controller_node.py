@@ -215,8 +215,9 @@ class ControllerNode(ManagedNode):
         self._diagnostics = self.own_publisher(
             DiagnosticArray, "/diagnostics", qos_profile("reliable", 10)
         )
+        channels = ", ".join(joints.names if joints else space.names)
         self.get_logger().info(
-            f"embodiment '{embodiment.name}', {', '.join(joints.names if joints else space.names)}: "
+            f"embodiment '{embodiment.name}', {channels}: "
             f"{parameters.command_interface} at {parameters.control_rate_hz:g} Hz"
         )
 
