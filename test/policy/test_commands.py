@@ -60,7 +60,8 @@ def test_limits_of_a_pose_are_of_the_pose_and_of_its_turn(tmp_path: Path) -> Non
     file.write_text(
         "name: arm\ndomain: umi\ndomain_id: 6\naction_space: pose_delta\nchannels:\n"
         "  - {block: pose, lower: [0.2, -0.5, 0.0], upper: [0.8, 0.5, 0.9], velocity: 0.5,\n"
-        "     acceleration: 2.0, jump: 0.1, turn_velocity: 1.5, turn_acceleration: 6.0, turn_jump: 0.6}\n"
+        "     acceleration: 2.0, jump: 0.1,\n"
+        "     turn_velocity: 1.5, turn_acceleration: 6.0, turn_jump: 0.6}\n"
         "  - {block: grasp}\n"
     )
     space = command_space(load_embodiment(file))
