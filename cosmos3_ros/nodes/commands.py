@@ -37,11 +37,12 @@ _TWIST = {
 @dataclass(frozen=True)
 class Target:
     """What the messages are made for. ``joints``: of an arm that is commanded by its joints, else
-    None."""
+    None. ``gripper_apart``: the gripper is driven by other means, and is in no message."""
 
     embodiment: Embodiment
     space: CommandSpace
     joints: JointMap | None
+    gripper_apart: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,8 @@ def joint_state(
     target: Target, command: np.ndarray, stamp: Time, period_s: float
 ) -> Sequence[JointState]:
     """All joints by the robot's names and in its units [rad, m]: what Isaac Sim takes."""
-    joints = _joints(target)
-    message = JointState(name=joints.names, position=joints.to_joints(command).tolist())
+    names, positions = _named(target, command)
+    message = JointState(name=names, position=positions)
     message.header.stamp = stamp
     return (message,)
 
@@ -125,23 +126,23 @@ def poses(
     return messages
 
 
-def _joints(target: Target) -> JointMap:
+def _named(target: Target, command: np.ndarray) -> tuple[list[str], list[float]]:
+    """Joints by the robot's names and in its units."""
     assert target.joints is not None, "an interface of joints for another robot"
-    return target.joints
+    positions = target.joints.to_joints(command).tolist()
+    told = zip(target.joints.names, positions, target.joints.is_gripper, strict=True)
+    kept = [(n, p) for n, p, is_gripper in told if not (is_gripper and target.gripper_apart)]
+    return [name for name, _ in kept], [position for _, position in kept]
 
 
 def _trajectory(target: Target, commands: np.ndarray, period_s: float) -> Sequence[JointTrajectory]:
-    joints = _joints(target)
-    points = []
+    points, names = [], []
     for index, command in enumerate(commands, 1):
         after_s = index * period_s
-        points.append(
-            JointTrajectoryPoint(
-                positions=joints.to_joints(command).tolist(),
-                time_from_start=Duration(sec=int(after_s), nanosec=round(after_s % 1 * 1e9)),
-            )
-        )
-    return (JointTrajectory(joint_names=joints.names, points=points),)
+        names, positions = _named(target, command)
+        after = Duration(sec=int(after_s), nanosec=round(after_s % 1 * 1e9))
+        points.append(JointTrajectoryPoint(positions=positions, time_from_start=after))
+    return (JointTrajectory(joint_names=names, points=points),)
 
 
 def _one(topic: str) -> Callable[[Target], Sequence[str]]:

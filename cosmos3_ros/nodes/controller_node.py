@@ -38,6 +38,7 @@ from cosmos3_ros.nodes.commands import (
     interface_for,
 )
 from cosmos3_ros.nodes.description import objections
+from cosmos3_ros.nodes.gripper import GripperClient
 from cosmos3_ros.nodes.joints import JointMap
 from cosmos3_ros.nodes.managed_node import ManagedNode
 from cosmos3_ros.nodes.measured import BaseReader, Measured, PoseReader, reader_for
@@ -57,6 +58,8 @@ DIAGNOSTICS_PERIOD_S = 1.0
 LOG_PERIOD_S = 1.0
 # How soon transitions are published and logged; the loop does not wait for either.
 _REPORT_PERIOD_S = 0.02
+# How often the gripper's action may get a goal.
+_GRIPPER_PERIOD_S = 0.05
 # A node that is deactivated holds until the arm rests, or for so long.
 _REST_TIMEOUT_S = 1.0
 _STATES = {
@@ -86,6 +89,14 @@ class ControllerParameters:
         "plan; Float64MultiArray; TwistStamped of a base; PoseStamped of end effectors.",
         choices=tuple(COMMAND_INTERFACES),
     )
+    gripper_action: str = parameter(
+        "",
+        "GripperCommand action that drives the gripper instead of the commands; empty: none.",
+    )
+    gripper_max_effort: float = parameter(
+        0.0, "Of every goal of gripper_action; 0: the driver's own.", "N",
+        minimum=0.0, maximum=1000.0,
+    )  # fmt: skip
     control_rate_hz: float = parameter(
         50.0, "Commands a second.", "Hz", minimum=1.0, maximum=1000.0
     )
@@ -185,6 +196,7 @@ class ControllerNode(ManagedNode):
         self._settings: ControllerParameters
         self._scheduling: Scheduling
         self._target: Target
+        self._gripper: GripperClient | None
         self._interface: CommandInterface
         self._limits: Limits
         self._run: ControlRun | None = None
@@ -196,7 +208,19 @@ class ControllerNode(ManagedNode):
         space = command_space(embodiment)
         is_arm = embodiment.action_space == JOINT_POSITION
         joints = JointMap(embodiment, parameters.joint_names) if is_arm else None
-        target = self._target = Target(embodiment, space, joints)
+        gripper = embodiment.gripper
+        if parameters.gripper_action and gripper is None:
+            raise ParameterError(
+                f"parameter 'gripper_action' is '{parameters.gripper_action}', embodiment "
+                f"'{embodiment.name}' has no gripper; expected an empty one"
+            )
+        apart = bool(parameters.gripper_action)
+        target = self._target = Target(embodiment, space, joints, apart)
+        self._gripper = None
+        if apart and gripper is not None:
+            effort = parameters.gripper_max_effort
+            self._gripper = GripperClient(self, parameters.gripper_action, gripper, effort)
+            self.until_cleaned_up(self._gripper.close)
         interface = self._interface = interface_for(parameters.command_interface, target)
         self._limits = Limits(
             Space(space.width, space.quaternions),
@@ -262,6 +286,8 @@ class ControllerNode(ManagedNode):
         self.serve(Trigger, "~/stop", self._on_stop)
         self.serve(Trigger, "~/resume", self._on_resume)
         self.repeat(_REPORT_PERIOD_S, self._report_transitions)
+        if self._gripper is not None:
+            self.repeat(_GRIPPER_PERIOD_S, self._follow_gripper)
         self.repeat(DIAGNOSTICS_PERIOD_S, self._publish_diagnostics)
         self.while_active(self._come_to_rest)
         loop.start()
@@ -303,7 +329,7 @@ class ControllerNode(ManagedNode):
         if commands is not None:
             self._send(commands, now.to_msg())
             run.commands += 1
-        run.sent_state = command.state
+        run.sent, run.sent_state = command.positions, command.state
         if (began := command.began) is not None:
             spent_ns = round(began.latency_s * NS_PER_S)
             run.frame_to_command.add(max(self.now_ns() - began.stamp_ns - spent_ns, 0))
@@ -320,6 +346,14 @@ class ControllerNode(ManagedNode):
             f"no command was sent: {type(error).__name__}: {error}",
             throttle_duration_sec=LOG_PERIOD_S,
         )
+
+    def _follow_gripper(self) -> None:
+        """On the executor's thread: an action's answers need it."""
+        run, gripper = self._running(), self._target.embodiment.gripper
+        command = run.sent
+        if self._gripper is not None and gripper is not None and command is not None:
+            channel = self._target.space.names.index(gripper.channel)
+            self._gripper.follow(float(command[channel]))
 
     def _on_chunk(self, message: ActionChunk) -> None:
         run = self._running()
@@ -539,6 +573,7 @@ class ControlRun:
         self.loop = loop
         self.lock = threading.Lock()
         self.commands = self.failures = 0
+        self.sent: np.ndarray | None = None
         self.sent_state: State | None = None
         self.objection = ""  # what the robot's description does not allow
         self.frame_to_command = Histogram()
