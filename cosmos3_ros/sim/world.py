@@ -269,7 +269,7 @@ class World:
         mujoco.mj_forward(self.model, self.data)
 
     def _draw_start(self, random: np.random.Generator, practice: bool) -> tuple[np.ndarray, float]:
-        """Joints [7, rad] and fingers [m] to begin with, of which the arm reaches the fingertip."""
+        """Joints [7, rad] and fingers [m] to begin with, the fingertip where it was meant to be."""
         while True:
             start = random.uniform(*_START_BOX)
             finger_m = GRIPPER_OPEN_M

@@ -218,6 +218,14 @@ def test_practice_begins_beside_a_cube_or_with_closed_fingers_now_and_then(world
     assert 12 <= low <= 40 and 8 <= closed <= 28
 
 
+def test_a_start_that_the_arm_does_not_reach_is_drawn_again(world: World) -> None:
+    """From these two, inverse kinematics ends with the arm turned over, far from the start."""
+    for episode in (2040, 4148):
+        world.reset(0, episode, practice=True)
+        assert np.abs(world.positions[[2, 4]]).max() < 1.0, world.positions
+        assert 0.0 < world.fingertip[2] < 0.4
+
+
 def test_closed_fingers_stop_at_a_cube_and_touch_it(world: World) -> None:
     hover(world, 0)
     world.command({GRIPPER_JOINT: 0.0})
