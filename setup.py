@@ -89,7 +89,9 @@ class BuildWithMessages(build_py):
         self._share(kept, [kept / "lib", kept / "share"], "")
 
     def _share(self, base: Path, folders: list[Path], target: str) -> None:
-        files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+        found = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+        # Checkpoints are what bundles are exported from: they stay in the checkout.
+        files = [path for path in found if not any(p.match("*_checkpoint") for p in path.parents)]
         by_folder: dict[str, list[str]] = {}
         for path in files:
             place = str(Path(target) / path.parent.relative_to(base))

@@ -209,6 +209,8 @@ def test_colcon_installs_executables_that_start(workspace: Path) -> None:
     assert {path.name for path in folder.iterdir()} == EXECUTABLES
     assert all(path.stat().st_mode & stat.S_IXUSR for path in folder.iterdir())
     assert "NODE" in in_workspace(workspace, f"{folder}/bringup --help")
+    shared = workspace / "install" / "cosmos3_ros" / "share" / "cosmos3_ros" / "engines"
+    assert (shared / "pico").is_dir() and not (shared / "pico_checkpoint").exists()
     # An interrupt is how a node ends: exit code 0, and the configuration was found where it lies.
     start = f"timeout --preserve-status -s INT 8 {folder}/controller_node --ros-args -p embodiment"
     in_workspace(workspace, f"{start}:=sim_panda")
@@ -254,3 +256,5 @@ def test_wheel_holds_modules_messages_executables_and_share(
         "data/share/cosmos3_ros/engines/pico/manifest.json",
     ):
         assert expected in names, expected
+    assert (copy / "engines" / "pico_checkpoint").is_dir()
+    assert "pico_checkpoint" not in names

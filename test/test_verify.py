@@ -54,6 +54,13 @@ def test_a_bundle_equals_the_stock_modules_in_every_precision(
     assert "allowed" in output
 
 
+def test_the_policy_that_ships_is_made_of_the_checkpoint_beside_it(
+    pico: Exported, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert verify(pico, "--checkpoint", str(ENGINES / "pico_checkpoint")) == 0
+    assert verdicts(capsys.readouterr().out) == dict.fromkeys(OUTPUTS, "ok")
+
+
 def test_a_bundle_in_parts_equals_the_stock_modules(
     tiny_in_parts: Exported, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -26,7 +26,7 @@ from std_msgs.msg import String
 from tqdm import tqdm
 
 from cosmos3_ros.engine.bundle import load_bundle
-from cosmos3_ros.msg import PolicyStatus
+from cosmos3_ros.msg import ActionChunk, PolicyStatus
 from cosmos3_ros.processes import Child, Children, ProcessFailed, end_on_signals, ros_environment
 from cosmos3_ros.replay.outcomes import describe
 from cosmos3_ros.replay.report import report
@@ -38,6 +38,8 @@ from cosmos3_ros.sim.team import CONTROL_RATE_HZ, Team, bring_up, start_node, st
 LEAST_SHARE_OF_RATE = 0.8
 LEAST_SHARE_OF_TIME = 0.5
 STANDSTILL_TIMEOUT_S = 20.0
+# The script's time begins with the first plan; a policy that makes none is not waited for longer.
+FIRST_PLAN_PATIENCE_S = 10.0
 
 RECORDED = {
     "action_chunk": "cosmos3_ros/msg/ActionChunk",
@@ -55,7 +57,7 @@ RECORDED = {
 
 @dataclass(frozen=True)
 class Line:
-    """What the arm is told, and when [simulated s from the beginning]."""
+    """What the arm is told, and when [simulated s from the first plan]."""
 
     at_s: float
     instruction: str
@@ -66,7 +68,7 @@ SCRIPT = (
     Line(0.0, "touch the red cube"),
     Line(6.0, "touch the green cube"),
     Line(6.6, "touch the blue cube"),
-    Line(11.0, "lift the red cube"),
+    Line(11.0, "lift the green cube"),
 )
 SECONDS = 17.0
 
@@ -77,7 +79,9 @@ class Director(Node):
     def __init__(self, script: Sequence[Line]) -> None:
         super().__init__("cosmos3_demo")
         self.fault = ""
+        self._heard_ns: int | None = None
         self._first_ns: int | None = None
+        self._planned = False
         self._driven_s = 0.0
         self._script = list(script)
         latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
@@ -86,6 +90,7 @@ class Director(Node):
         # Simulated time in small messages, fifteen a second.
         self.create_subscription(CameraInfo, "camera/exterior/camera_info", self._tick, 1)
         self.create_subscription(PolicyStatus, "status", self._hear, latched)
+        self.create_subscription(ActionChunk, "action_chunk", self._plan, 1)
 
     def drive(self, seconds: float, children: Children, team: Team) -> float:
         """Let simulated time pass, or less when the policy fails; returns the wall time taken [s].
@@ -104,11 +109,22 @@ class Director(Node):
         return time.monotonic() - began_s
 
     def _tick(self, message: CameraInfo) -> None:
-        now_ns = Time.from_msg(message.header.stamp).nanoseconds
-        self._first_ns = now_ns if self._first_ns is None else self._first_ns
-        self._driven_s = (now_ns - self._first_ns) / 1e9
         self._ticked_s = time.monotonic()
-        self._speak()
+        now_ns = Time.from_msg(message.header.stamp).nanoseconds
+        if self._heard_ns is None:
+            self._heard_ns = now_ns
+        if self._first_ns is None and self._may_begin(now_ns):
+            self._first_ns = now_ns
+        if self._first_ns is not None:
+            self._driven_s = (now_ns - self._first_ns) / 1e9
+            self._speak()
+
+    def _may_begin(self, now_ns: int) -> bool:
+        assert self._heard_ns is not None
+        return self._planned or now_ns - self._heard_ns > FIRST_PLAN_PATIENCE_S * 1e9
+
+    def _plan(self, _: ActionChunk) -> None:
+        self._planned = True
 
     def _speak(self) -> None:
         while self._script and self._script[0].at_s <= self._driven_s:

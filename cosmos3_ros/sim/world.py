@@ -43,10 +43,12 @@ _START_JOINT_SPREAD = 0.1  # [rad], of the pose that the start's inverse kinemat
 # Inverse kinematics that ends farther from the start than this has not found a way there.
 _START_TOLERANCE_M = 0.02
 # Practice begins lower and beside a cube as often as not, now and then with closed fingers, as
-# after a grip that missed: what a policy gets wrong it has seen.
+# after a grip that missed, or on a cube, as after a touch: what a policy gets wrong it has seen.
 _PRACTICE_SHARE = 0.4
 _PRACTICE_CLOSED_SHARE = 0.3
 _PRACTICE_REACH = np.array([[-0.07, -0.07, 0.035], [0.07, 0.07, 0.15]])
+_PRACTICE_RESTING_SHARE = 0.4  # of those beside a cube
+_PRACTICE_RESTING = np.array([[-0.012, -0.012, 0.030], [0.012, 0.012, 0.034]])
 
 # How much an episode's looks differ from the scene file's.
 _HUE, _SHADE = 0.02, 0.15
@@ -274,15 +276,24 @@ class World:
             start = random.uniform(*_START_BOX)
             finger_m = GRIPPER_OPEN_M
             if practice:
-                if random.uniform() < _PRACTICE_SHARE:
-                    cube = self.cubes[random.integers(len(CUBES))]
-                    start = cube + random.uniform(*_PRACTICE_REACH)
-                if random.uniform() < _PRACTICE_CLOSED_SHARE:
-                    finger_m = random.uniform(0.0, GRIPPER_OPEN_M)
+                start, finger_m = self._draw_practice(random, start)
             guess = HOME + random.uniform(-_START_JOINT_SPREAD, _START_JOINT_SPREAD, len(JOINTS))
             joints = self.inverse_kinematics(start, guess)
             if np.linalg.norm(self.forward_kinematics(joints) - start) < _START_TOLERANCE_M:
                 return joints, finger_m
+
+    def _draw_practice(
+        self, random: np.random.Generator, start: np.ndarray
+    ) -> tuple[np.ndarray, float]:
+        """Another fingertip [3, m] in place of ``start`` now and then, and fingers [m]."""
+        if random.uniform() < _PRACTICE_SHARE:
+            cube = self.cubes[random.integers(len(CUBES))]
+            if random.uniform() < _PRACTICE_RESTING_SHARE:
+                return cube + random.uniform(*_PRACTICE_RESTING), 0.0
+            start = cube + random.uniform(*_PRACTICE_REACH)
+        if random.uniform() < _PRACTICE_CLOSED_SHARE:
+            return start, random.uniform(0.0, GRIPPER_OPEN_M)
+        return start, GRIPPER_OPEN_M
 
     def _vary_looks(self, random: np.random.Generator) -> None:
         """Light, colours and the cameras' poses, a little off what the scene file says."""

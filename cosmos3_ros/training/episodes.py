@@ -135,7 +135,8 @@ def _demonstrate(world: World, task: Task, goal: str) -> tuple[Recording, bool]:
         _obey(world, action)
         touched = _advance(world)
         undecided = judge.verdict is None
-        judge.see(len(states) / RATE_HZ, touched, world.cubes, world.cube_distances)
+        # What it began on, or brushes on its way, does not end its way to the goal.
+        judge.see(len(states) / RATE_HZ, touched & {goal}, world.cubes, world.cube_distances)
         left -= 1
         if undecided and judge.verdict is not None:
             left = max(_STAYS[task.kind], _SHORTEST - len(states))

@@ -218,6 +218,21 @@ def test_practice_begins_beside_a_cube_or_with_closed_fingers_now_and_then(world
     assert 12 <= low <= 40 and 8 <= closed <= 28
 
 
+def test_practice_begins_on_a_cube_now_and_then_and_leaves_it_where_it_stands(
+    world: World,
+) -> None:
+    resting = 0
+    for episode in range(60):
+        world.reset(3, episode, practice=True)
+        before, nearest = world.cubes, int(world.cube_distances.argmin())
+        world.step(STEPS_PER_FRAME)
+        if world.contacts == {CUBES[nearest]}:
+            resting += 1
+            world.step(STEP_RATE_HZ)
+            np.testing.assert_allclose(world.cubes, before, atol=2e-3)
+    assert 3 <= resting <= 20
+
+
 def test_a_start_that_the_arm_does_not_reach_is_drawn_again(world: World) -> None:
     """From these two, inverse kinematics ends with the arm turned over, far from the start."""
     for episode in (2040, 4148):

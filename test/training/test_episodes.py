@@ -13,7 +13,7 @@ import pytest
 
 from cosmos3_ros.policy.embodiment import load_embodiment
 from cosmos3_ros.replay.episode import LeRobotError, load_dataset, load_episodes
-from cosmos3_ros.sim.world import World
+from cosmos3_ros.sim.world import STEPS_PER_FRAME, World
 from cosmos3_ros.training import episodes as module
 from cosmos3_ros.training.dataset_writer import is_written
 from cosmos3_ros.training.episodes import demonstrations, layout, make_episodes
@@ -67,6 +67,24 @@ def test_clips_begin_where_a_cube_was_lifted_to() -> None:
             heights.append(world.forward_kinematics(last_begin[:7])[2])
     assert len(heights) >= 2
     assert min(heights) > 0.15
+
+
+def test_demonstrations_leave_the_cube_they_begin_on_for_the_one_that_is_named() -> None:
+    """Without them a policy that touched a cube stays there, whatever it is told next."""
+    world, left = World(render=False), 0
+    for episode in range(120):
+        task, goal = module.draw_demonstration(4, episode)
+        world.reset(4, episode, practice=True)
+        world.step(STEPS_PER_FRAME)
+        if world.contacts and world.contacts.isdisjoint(task.goals):
+            [(_, recorded, there)] = demonstrations(World(), 4, range(episode, episode + 1))
+            tip = world.forward_kinematics(recorded.states[-1, :7])
+            assert there, task
+            assert np.hypot(*(tip - world.cubes[goal])[:2]) < 0.03
+            left += 1
+        if left == 3:
+            return
+    raise AssertionError(f"{left} of 120 demonstrations began on another cube")
 
 
 def test_demonstrations_are_the_same_every_time_and_of_every_number_of_processes(
