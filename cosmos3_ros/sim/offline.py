@@ -29,7 +29,7 @@ STEPS_PER_COMMAND = 3
 # As the controller node's defaults.
 TIMEOUTS = Timeouts(joint_timeout_s=0.25, hold_grace_s=0.1, clock_jump_s=1.0)
 # From a picture's stamp to the chunk's arrival, as was seen through the nodes.
-LATENCY_S = 0.08
+LATENCY_S = 0.06
 # A clock at zero is one that has not started.
 START_NS = NS_PER_S
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import matplotlib.image
 from bundles import Exported
 
+from cosmos3_ros.replay.bags import open_bag
 from cosmos3_ros.sim.demo import SCRIPT, SECONDS
 
 KEYS = {
@@ -76,6 +77,12 @@ def test_the_arm_goes_where_it_is_told_and_elsewhere_when_told_otherwise(tmp_pat
     assert (first, overtaken, second) == ("red", "", "blue"), outcomes
     assert third == outcomes[-1]["lifted"] == "green"
     assert "touched blue after" in stdout
+    with open_bag(tmp_path / "demo" / "output.mcap") as bag:
+        planned_ns = next(bag.messages(bag.named("action_chunk"))).log_ns
+        told_ns = [message.log_ns for message in bag.messages(bag.named("instruction"))]
+    # The script's time begins with the first plan, however long the nodes took to get there.
+    for line, at_ns in zip(SCRIPT[1:], told_ns[1:], strict=True):
+        assert (at_ns - planned_ns) / 1e9 > line.at_s - 0.3
 
 
 def test_a_process_that_dies_ends_the_demo_at_once_with_its_log(

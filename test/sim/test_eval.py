@@ -14,6 +14,7 @@ from bundles import Exported
 
 from cosmos3_ros.engine.bundle import MANIFEST
 from cosmos3_ros.processes import ros_environment
+from cosmos3_ros.sim.tasks import LIMIT_S
 
 
 def run_eval(out: Path, *words: object, timeout_s: float = 110) -> subprocess.CompletedProcess[str]:
@@ -54,14 +55,16 @@ def test_latency_is_added_to_every_plan(tmp_path: Path, pico: Exported) -> None:
     prompt = evaluated(tmp_path / "prompt.json", *words)
     late = evaluated(tmp_path / "late.json", *words, "--added-latency-ms", 600)
     assert late["added_latency_ms"] == 600
-    later = [
-        after["time_to_goal_s"] - before["time_to_goal_s"]
-        for before, after in zip(prompt["each"], late["each"], strict=True)
-        if before["verdict"] == after["verdict"] == "success"
-    ]
-    assert len(later) >= 3, late["each"]
-    # Rows that are past are skipped: the arm catches up with a part of it.
-    assert sum(later) / len(later) > 0.2, later
+    assert seconds_per_plan(prompt) < 0.3 < 0.5 < seconds_per_plan(late) < 1.5
+    assert late["success"]["count"] >= 3, late["each"]
+    # The first plan comes so late, and then there is the way to go.
+    assert min(e["time_to_goal_s"] for e in late["each"] if e["verdict"] == "success") > 1.0
+
+
+def seconds_per_plan(found: dict[str, Any]) -> float:
+    seconds = sum(result["time_to_goal_s"] or LIMIT_S["touch"] for result in found["each"])
+    plans = sum(result["plans"] for result in found["each"])
+    return float(seconds / plans)
 
 
 def test_the_twin_writes_the_same_figures(tmp_path: Path, pico: Exported) -> None:
