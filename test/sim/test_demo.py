@@ -11,10 +11,16 @@ import time
 from pathlib import Path
 
 import matplotlib.image
+import pytest
+import rclpy
+from builtin_interfaces.msg import Time
 from bundles import Exported
+from sensor_msgs.msg import CameraInfo
+from std_msgs.msg import Header
 
+from cosmos3_ros.msg import ActionChunk
 from cosmos3_ros.replay.bags import open_bag
-from cosmos3_ros.sim.demo import SCRIPT, SECONDS
+from cosmos3_ros.sim.demo import SCRIPT, SECONDS, Director
 
 KEYS = {
     "plans", "commands", "command_rate_hz", "command_jitter_ms", "plan_latency_ms",
@@ -83,6 +89,29 @@ def test_the_arm_goes_where_it_is_told_and_elsewhere_when_told_otherwise(tmp_pat
     # The script's time begins with the first plan, however long the nodes took to get there.
     for line, at_ns in zip(SCRIPT[1:], told_ns[1:], strict=True):
         assert (at_ns - planned_ns) / 1e9 > line.at_s - 0.3
+
+
+@pytest.mark.parametrize("planned", [True, False])
+def test_the_script_begins_with_the_first_plan_or_when_there_is_none_for_long(
+    ros_domain_id: int, planned: bool
+) -> None:
+    rclpy.init(domain_id=ros_domain_id)
+    director = Director(SCRIPT)
+
+    def left_after(seconds: float) -> int:
+        director._tick(CameraInfo(header=Header(stamp=Time(sec=int(100 + seconds)))))
+        return len(director._script)
+
+    try:
+        # The first line is said before anything comes.
+        assert [left_after(s) for s in (0, 9)] == [3, 3]
+        if planned:
+            director._plan(ActionChunk())
+        begin_s = 9 if planned else 11
+        assert [left_after(begin_s + s) for s in (0, 5, 6, 7, 11)] == [3, 3, 2, 1, 0]
+    finally:
+        director.destroy_node()
+        rclpy.shutdown()
 
 
 def test_a_process_that_dies_ends_the_demo_at_once_with_its_log(
