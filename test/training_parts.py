@@ -28,7 +28,7 @@ def small_recipe(folder: Path, **changes: Any) -> Recipe:
     }  # fmt: skip
     recipe["model"]["vae"] |= {"base_dim": 4, "decoder_base_dim": 4, "dim_mult": [1, 1, 1, 1]}
     training = recipe["training"]
-    training["data"] |= {"episodes": 4, "held_out": 1}
+    training["data"] |= {"episodes": 4, "held_out": 1, "clips_per_episode": 2}
     training["vae"] |= {"episodes": 3, "short_steps": 2, "long_steps": 1, "decoder_steps": 1}
     training["policy"] |= {"steps": 4, "batch": 4, "captions": 2}
     for section, values in changes.items():
