@@ -19,7 +19,7 @@ _IK_ITERATIONS = 4
 # The fingers reach this far below the fingertip site [m].
 _FINGER_REACH = 0.009
 # A touch presses this little into the cube's upper face [m].
-_PRESS = 0.006
+_PRESS = 0.004
 _HOVER = 0.12  # above the goal [m]
 # The descent begins when the fingertip is this near to the goal's axis [m], and is complete nearer.
 _APPROACH, _ABOVE = 0.07, 0.012

@@ -47,7 +47,7 @@ _START_TOLERANCE_M = 0.02
 _PRACTICE_SHARE = 0.4
 _PRACTICE_CLOSED_SHARE = 0.3
 _PRACTICE_REACH = np.array([[-0.07, -0.07, 0.035], [0.07, 0.07, 0.15]])
-_PRACTICE_RESTING_SHARE = 0.25  # of those beside a cube
+_PRACTICE_RESTING_SHARE = 0.4  # of those beside a cube
 _PRACTICE_RESTING = np.array([[-0.012, -0.012, 0.030], [0.012, 0.012, 0.034]])
 
 # How much an episode's looks differ from the scene file's.

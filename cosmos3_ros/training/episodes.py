@@ -23,7 +23,7 @@ EPISODES_PER_FILE = 50
 # After the goal the expert goes on for so long [frames]. With a cube in the air it is more than a
 # chunk, so that clips begin there: without them a policy let go just below the height that counts.
 # With a cube touched it is less: of clips that begin there one learns to stay, whatever is said.
-_STAYS = {"touch": 14, "lift": 32, "any": 14}
+_STAYS = {"touch": 14, "lift": 24, "any": 14}
 # The scene is drawn from (seed, episode): a task drawn from the same numbers would be told by where
 # the cubes stand, and a policy would learn that in place of the words.
 _TASK_STREAM = 1
