@@ -48,9 +48,10 @@ def chunk(stamp_ns: int, plan_id: int, latency_s: float) -> bytes:
     names = [*(f"joint_{i}" for i in range(1, 8)), "gripper"]
     units = ["rad"] * 7 + ["1"]
     data = np.zeros(rows * width)
+    stamped = header(stamp_ns)
     message = make(
-        header(stamp_ns), plan_id, "droid_exterior", "Pick up the pen.", 15.0, names, units,
-        rows, width, data, 0, latency_s,
+        stamped, stamped.stamp, plan_id, 77, "droid_exterior", "Pick up the pen.", 15.0,
+        names, units, rows, width, data, 0, latency_s,
     )  # fmt: skip
     return encode(message)
 
@@ -62,8 +63,9 @@ def status(
     counts = np.array(list(refused.values()), np.uint64)
     none = np.zeros(0, np.uint64)
     message = make(
-        header(stamp_ns), state, reason, "onnxruntime", "tiny_droid", "ab" * 32, "Pick up the pen.",
-        0.2, 0.2, 0.3, 0.1, plans, plans, plans, list(refused), counts, [], none,
+        header(stamp_ns), state, reason, 77, "onnxruntime", "tiny_droid", "ab" * 32,
+        "Pick up the pen.", 0.2, 0.2, 0.3, 0.1, plans, plans, plans,
+        list(refused), counts, [], none,
     )  # fmt: skip
     return encode(message)
 

@@ -21,6 +21,7 @@ import rclpy
 from rclpy.signals import SignalHandlerOptions
 from tqdm import tqdm
 
+from cosmos3_ros.control.overlap import Strategy
 from cosmos3_ros.engine.bundle import Bundle, load_bundle
 from cosmos3_ros.policy.embodiment import load_embodiment
 from cosmos3_ros.processes import Children, ProcessFailed, end_on_signals, ros_environment
@@ -35,7 +36,6 @@ from cosmos3_ros.sim.world import CAMERAS, JOINTS
 # Scenes that no demonstration begins with: those have the seed of their training.
 SEED = 1_000_003
 # Rows that are executed before the next plan begins: all of a chunk.
-STRATEGIES = ("newest", "sync")
 
 
 class EvalError(ValueError):
@@ -64,11 +64,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--added-latency-ms", type=float, default=0.0, help="every plan arrives so much later")
     add(
         "--strategy",
-        choices=STRATEGIES,
-        default="newest",
-        help="newest: plan whenever free, the newest plan wins; sync: finish a chunk, then plan "
-        "(default: %(default)s)",
+        choices=[str(strategy) for strategy in Strategy],
+        default=str(Strategy.BLEND),
+        help="how plans follow each other (default: %(default)s)",
     )
+    add("--state-ahead", action="store_true", help="plan from where the arm will be by then")
     add("--shuffle-instruction", action="store_true", help="tell it another episode's instruction")
     add("--black-camera", action="store_true", help="show it black pictures")
     add("--held-out", action="store_true", help="tell it in wordings kept from training")
@@ -139,12 +139,12 @@ def _through_nodes(
         "real_time_factor": args.real_time_factor,
         "black_cameras": str(args.black_camera).lower(),
     }
-    period_s = _plan_period_s(bundle, args.strategy)
     policy = {
         "seed": 1,
         "threads": args.threads,
         "predicted_frame_rate_hz": 0.0,
-        "plan_rate_hz": args.real_time_factor / period_s if period_s else 0.0,
+        "strategy": args.strategy,
+        "state_ahead": str(args.state_ahead).lower(),
         "added_latency_s": args.added_latency_ms / 1e3 / args.real_time_factor,
     }
     logs = args.out.parent / "eval_logs"
@@ -166,16 +166,12 @@ def _offline(
 ) -> Iterator[EpisodeResult]:
     conditions = Conditions(
         added_latency_s=args.added_latency_ms / 1e3,
-        plan_period_s=_plan_period_s(bundle, args.strategy),
+        strategy=Strategy(args.strategy),
+        state_ahead=args.state_ahead,
         black_cameras=args.black_camera,
     )
     with Offline(bundle, conditions, threads=args.threads, seed=1) as twin:
         yield from twin.episodes(trials)
-
-
-def _plan_period_s(bundle: Bundle, strategy: str) -> float:
-    contract = bundle.manifest.contract
-    return contract.chunk / contract.fps if strategy == "sync" else 0.0
 
 
 def _write(args: argparse.Namespace, bundle: Bundle, results: list[EpisodeResult]) -> None:
@@ -187,6 +183,7 @@ def _write(args: argparse.Namespace, bundle: Bundle, results: list[EpisodeResult
         "seed": args.seed,
         "added_latency_ms": args.added_latency_ms,
         "strategy": args.strategy,
+        "state_ahead": args.state_ahead,
         "shuffled_instructions": args.shuffle_instruction,
         "black_cameras": args.black_camera,
         "held_out_wordings": args.held_out,

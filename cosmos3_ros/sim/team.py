@@ -42,11 +42,19 @@ def start_team(
     )
 
 
-def start_node(children: Children, name: str, room: str, parameters: Parameters) -> Child:
-    """Start a node's module with parameters."""
+def start_node(
+    children: Children,
+    name: str,
+    room: str,
+    parameters: Parameters,
+    *words: str,
+    module: str | None = None,
+) -> Child:
+    """Start a node's module with parameters and further ROS arguments. ``module``: where the
+    child's name is another."""
     given = [word for key, value in parameters.items() for word in ("-p", f"{key}:={value}")]
-    module = f"cosmos3_ros.{room}.{name}"
-    return children.start_module(name, module, "--ros-args", *given)
+    path = f"cosmos3_ros.{room}.{module or name}"
+    return children.start_module(name, path, "--ros-args", *given, *words)
 
 
 def bring_up(children: Children, team: Team) -> None:
