@@ -13,6 +13,7 @@ from sensor_msgs.msg import JointState
 from std_msgs.msg import Float64MultiArray
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
+from cosmos3_ros.control.chunk import NS_PER_S
 from cosmos3_ros.nodes.joints import JointMap
 from cosmos3_ros.policy.commands import CommandSpace
 from cosmos3_ros.policy.embodiment import (
@@ -136,11 +137,12 @@ def _named(target: Target, command: np.ndarray) -> tuple[list[str], list[float]]
 
 
 def _trajectory(target: Target, commands: np.ndarray, period_s: float) -> Sequence[JointTrajectory]:
-    points, names = [], []
+    points: list[JointTrajectoryPoint] = []
+    names: list[str] = []
     for index, command in enumerate(commands, 1):
-        after_s = index * period_s
+        seconds, nanoseconds = divmod(round(index * period_s * NS_PER_S), NS_PER_S)
         names, positions = _named(target, command)
-        after = Duration(sec=int(after_s), nanosec=round(after_s % 1 * 1e9))
+        after = Duration(sec=seconds, nanosec=nanoseconds)
         points.append(JointTrajectoryPoint(positions=positions, time_from_start=after))
     return (JointTrajectory(joint_names=names, points=points),)
 

@@ -255,7 +255,8 @@ def pose_of(message: PoseStamped) -> np.ndarray:
 
 def is_pose(pose: np.ndarray) -> bool:
     """Whether the numbers [7] are finite and the quaternion has length 1."""
-    return bool(np.isfinite(pose).all()) and abs(np.linalg.norm(pose[3:]) - 1) < QUATERNION_SLACK
+    length = float(np.linalg.norm(pose[3:]))
+    return bool(np.isfinite(pose).all()) and abs(length - 1) < QUATERNION_SLACK
 
 
 def stamp_ns(message: Image | CompressedImage | JointState | PoseStamped) -> int:

@@ -321,7 +321,9 @@ class _Reader:
         limited = []
         for index, channel in enumerate(given):
             turns = "turn_" if name == "pose" and index >= len(_AXES) else ""
-            limits = {key: float(entry[turns + key]) for key in motion if turns + key in entry}
+            limits: dict[str, Any] = {
+                key: float(entry[turns + key]) for key in motion if turns + key in entry
+            }
             if name == "pose" and index < len(_AXES):
                 limits |= {
                     key: float(entry[key][index]) for key in ("lower", "upper") if key in entry

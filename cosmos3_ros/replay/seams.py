@@ -62,7 +62,9 @@ def seams_of(bag: Bag, command_topics: Sequence[str]) -> Seams:
         if before is not None and first < len(commands):
             now_ns = commands[first].stamp_ns
             if before.stamp_ns < chunk.stamp_ns <= now_ns:
-                old, new = (_target(c, robot, now_ns) for c in (before, chunk))
+                # Before its first row is due a plan says nothing of where the arm should be.
+                seam_ns = max(now_ns, chunk.due_ns(0))
+                old, new = (_target(c, robot, seam_ns) for c in (before, chunk))
                 moving = np.isnan(robot.hysteresis)
                 jump = np.abs(new.position - old.position) / robot.velocity
                 change = np.abs(new.velocity - old.velocity) / robot.velocity

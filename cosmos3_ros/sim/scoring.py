@@ -66,8 +66,10 @@ def seam_jump(old: Chunk, new: Chunk, now_ns: int, speed: np.ndarray) -> float:
     ``speed``: velocity limit of each channel [width].
     """
     moving, space = np.zeros(len(speed), bool), Space(len(speed))
+    # Before its first row is due a plan says nothing of where the arm should be.
+    seam_ns = max(now_ns, new.due_ns(0))
     was, will = (
-        Schedule(chunk, chunk.start_ns, chunk.rows[0], space, moving).at(now_ns).position
+        Schedule(chunk, chunk.start_ns, chunk.rows[0], space, moving).at(seam_ns).position
         for chunk in (old, new)
     )
     return float(np.max(np.abs(will - was) / speed))
