@@ -522,6 +522,8 @@ class ControllerNode(ManagedNode):
             **{f"rejected_{r}": run.rejected_chunks[r] for r in Refusal},
             "rejected_joint_states": run.rejected_joint_states,
             "missing_joints": ", ".join(run.reader.missing),
+            "gripper_goals": 0 if self._gripper is None else self._gripper.goals,
+            "gripper_goals_refused": 0 if self._gripper is None else self._gripper.refused,
             "failures": run.failures,
             "periods": loop.periods,
             "missed_periods": loop.missed,

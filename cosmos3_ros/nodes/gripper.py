@@ -35,33 +35,28 @@ class GripperClient:
         self._client = ActionClient(node, GripperCommand, action)
         self._gripper, self._max_effort = gripper, max_effort
         self._sent = math.nan
-        self._wanted = math.nan
         self._waiting = False
         self.goals = self.refused = 0
 
     def follow(self, closedness: float) -> None:
         """Where the gripper should be (0 open, 1 closed); sends a goal where that is news."""
-        self._wanted = closedness
-        self._send()
+        if self._waiting or not self._client.server_is_ready():
+            return
+        if abs(closedness - self._sent) < _SAME:
+            return
+        goal = self._goal_type()
+        goal.command.position = self._gripper.joint_position(closedness)
+        goal.command.max_effort = self._max_effort
+        self._sent, self._waiting = closedness, True
+        self.goals += 1
+        self._client.send_goal_async(goal).add_done_callback(self._answered)
 
     def close(self) -> None:
         self._client.destroy()
 
-    def _send(self) -> None:
-        if self._waiting or not self._client.server_is_ready():
-            return
-        if abs(self._wanted - self._sent) < _SAME:
-            return
-        goal = self._goal_type()
-        goal.command.position = self._gripper.joint_position(self._wanted)
-        goal.command.max_effort = self._max_effort
-        self._sent, self._waiting = self._wanted, True
-        self.goals += 1
-        self._client.send_goal_async(goal).add_done_callback(self._answered)
-
     def _answered(self, future: Any) -> None:
-        """Accepted, or not: then it is sent again with the next command that differs."""
+        """Accepted, or not: then the next command is sent, whatever it is."""
         self._waiting = False
         if not future.result().accepted:
             self.refused += 1
-        self._send()
+            self._sent = math.nan

@@ -165,7 +165,7 @@ def main(argv: list[str] | None = None) -> int:
     except (ProcessFailed, ValueError) as error:
         print(f"faults failed: {error}", file=sys.stderr)
         return 1
-    print(_table(rows))
+    print(table(rows))
     print(args.out)
     return 0 if all(row.ok for row in rows) else 1
 
@@ -228,7 +228,7 @@ def _suffer(stage: Stage, fault: Fault) -> Row:
     stage.tell()
     recovered = stage.until(stage.is_tracking, _RECOVERY_S)
     stage.spin(0.5)
-    step = _largest_step(saboteur.commands[first:], stage.robot)
+    step = largest_step(saboteur.commands[first:], stage.robot)
     text = _logged_since(stage, logged)
     hold_ms = 1e3 * (held[0].at_s - began_s) if held else None
     in_time = fault.bound_ms is None or (hold_ms is not None and hold_ms <= fault.bound_ms)
@@ -243,7 +243,7 @@ def _suffer(stage: Stage, fault: Fault) -> Row:
     )
 
 
-def _largest_step(commands: list[Commanded], robot: Embodiment) -> float:
+def largest_step(commands: list[Commanded], robot: Embodiment) -> float:
     """Of a joint between two commands, as a share of its velocity limit times a period, or times
     the time that has passed where a command came late."""
     speed = robot.velocity[: len(robot.joints)]
@@ -278,7 +278,7 @@ def _last_word(text: str) -> str:
     return lines[-1].strip() if lines else ""
 
 
-def _table(rows: list[Row]) -> str:
+def table(rows: list[Row]) -> str:
     lines = [f"{'fault':28}{'hold [ms]':>10}{'bound':>8}{'step':>7}{'recovered':>11}{'ok':>5}  log"]
     for row in rows:
         hold = "-" if row.time_to_hold_ms is None else f"{row.time_to_hold_ms:.0f}"

@@ -1,5 +1,7 @@
-"""A gripper that is driven by an action beside the commands. The action is built from its definition
-where control_msgs is not installed, so that the real client speaks to a real server."""
+"""A gripper that is driven by an action beside the commands: the real client and a real server.
+
+control_msgs is in no wheel; the one action is built from its definition.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-rclpy = pytest.importorskip("rclpy", reason="ROS 2 is not in this environment; run ./run setup")
+pytest.importorskip("rclpy", reason="ROS 2 is not in this environment; run ./run setup")
 
 from rclpy.context import Context
 from rclpy.lifecycle import TransitionCallbackReturn
