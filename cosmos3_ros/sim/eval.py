@@ -30,12 +30,11 @@ from cosmos3_ros.sim.examiner import Examiner
 from cosmos3_ros.sim.offline import Conditions, Offline
 from cosmos3_ros.sim.scoring import EpisodeResult, score, table
 from cosmos3_ros.sim.tasks import KINDS, Trial, draw_trials
-from cosmos3_ros.sim.team import bring_up, start_team
+from cosmos3_ros.sim.team import add_planning_arguments, bring_up, start_team
 from cosmos3_ros.sim.world import CAMERAS, JOINTS
 
 # Scenes that no demonstration begins with: those have the seed of their training.
 SEED = 1_000_003
-# Rows that are executed before the next plan begins: all of a chunk.
 
 
 class EvalError(ValueError):
@@ -61,14 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--episodes", type=int, default=50, help="a task (default: %(default)s)")
     add("--bundle", type=Path, help="default: the trained policy that ships, engines/pico")
     add("--seed", type=int, default=SEED, help="of the scenes (default: %(default)s)")
-    add("--added-latency-ms", type=float, default=0.0, help="every plan arrives so much later")
-    add(
-        "--strategy",
-        choices=[str(strategy) for strategy in Strategy],
-        default=str(Strategy.BLEND),
-        help="how plans follow each other (default: %(default)s)",
-    )
-    add("--state-ahead", action="store_true", help="plan from where the arm will be by then")
+    add_planning_arguments(parser)
     add("--shuffle-instruction", action="store_true", help="tell it another episode's instruction")
     add("--black-camera", action="store_true", help="show it black pictures")
     add("--held-out", action="store_true", help="tell it in wordings kept from training")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from cosmos3_ros.control.overlap import Strategy
 from cosmos3_ros.processes import Child, Children, ProcessFailed
 
 CONTROL_RATE_HZ = 50.0
@@ -39,6 +41,22 @@ def start_team(
         controller=start_node(
             children, "controller_node", "nodes", {"control_rate_hz": CONTROL_RATE_HZ, **common}
         ),
+    )
+
+
+def add_planning_arguments(parser: argparse.ArgumentParser) -> None:
+    """How plans follow each other, and how much later than it is made each one arrives."""
+    parser.add_argument(
+        "--strategy",
+        choices=[str(strategy) for strategy in Strategy],
+        default=str(Strategy.BLEND),
+        help="how plans follow each other (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--state-ahead", action="store_true", help="plan from where the arm will be by then"
+    )
+    parser.add_argument(
+        "--added-latency-ms", type=float, default=0.0, help="every plan arrives so much later"
     )
 
 
