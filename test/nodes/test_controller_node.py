@@ -475,6 +475,12 @@ def state_label(g: Graph) -> str:
     return str(future.result().current_state.label)
 
 
+_REACHED = {
+    Transition.TRANSITION_CONFIGURE: "inactive",
+    Transition.TRANSITION_ACTIVATE: "active",
+}
+
+
 class Process:
     """The node in a process of its own, driven by its lifecycle services."""
 
@@ -491,6 +497,7 @@ class Process:
         self.joint_states = self.node.create_publisher(JointState, "joint_states", 10)
         self.node.create_timer(0.01, self._measure)
         self._change = self.node.create_client(ChangeState, "/cosmos3_controller/change_state")
+        self._state = self.node.create_client(GetState, "/cosmos3_controller/get_state")
         command = [sys.executable, "-m", "cosmos3_ros.nodes.controller_node", "--ros-args"]
         command += [part for p in ("embodiment:=sim_panda", *parameters) for part in ("-p", p)]
         self.process = subprocess.Popen(
@@ -513,8 +520,16 @@ class Process:
     def change(self, transition: int) -> Any:
         assert self.until(self._change.service_is_ready)
         future = self._change.call_async(ChangeState.Request(transition=Transition(id=transition)))
-        self.until(future.done, 3.0)
-        return future.result().success if future.done() else None
+        if self.until(future.done, 3.0):
+            return future.result().success
+        # A server that has not yet found its client's reader answers into the void.
+        return self.state() == _REACHED[transition]
+
+    def state(self) -> str:
+        assert self.until(self._state.service_is_ready)
+        future = self._state.call_async(GetState.Request())
+        assert self.until(future.done, 3.0)
+        return str(future.result().current_state.label)
 
     def close(self) -> None:
         if self.process.poll() is None:
