@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 
+from cosmos3_ros.policy.embodiment import Channel
 from cosmos3_ros.replay.bags import BagWriter, encode, message_class
 
 JOINTS = [*(f"panda_joint{i}" for i in range(1, 8)), "finger_joint"]
@@ -43,14 +45,26 @@ def string(text: str) -> bytes:
 
 
 def chunk(stamp_ns: int, plan_id: int, latency_s: float) -> bytes:
-    rows, width = 4, len(JOINTS)
+    channels = [Channel(f"joint_{i}", "rad") for i in range(1, 8)] + [Channel("gripper", "1")]
+    rows = np.zeros((4, len(JOINTS)))
+    return encode_chunk(stamp_ns, plan_id, rows, channels, "droid_exterior", latency_s)
+
+
+def encode_chunk(
+    stamp_ns: int,
+    plan_id: int,
+    rows: np.ndarray,
+    channels: Sequence[Channel],
+    embodiment: str,
+    latency_s: float = 0.1,
+) -> bytes:
+    """A chunk that starts at its observation."""
     make = message_class("cosmos3_ros/msg/ActionChunk")
-    names = [*(f"joint_{i}" for i in range(1, 8)), "gripper"]
-    units = ["rad"] * 7 + ["1"]
-    data = np.zeros(rows * width)
+    stamped = header(stamp_ns)
+    names, units = [c.name for c in channels], [c.unit for c in channels]
     message = make(
-        header(stamp_ns), plan_id, "droid_exterior", "Pick up the pen.", 15.0, names, units,
-        rows, width, data, 0, latency_s,
+        stamped, stamped.stamp, plan_id, 77, embodiment, "Pick up the pen.", float(FPS),
+        names, units, *rows.shape, rows.reshape(-1), 0, latency_s,
     )  # fmt: skip
     return encode(message)
 
@@ -62,8 +76,9 @@ def status(
     counts = np.array(list(refused.values()), np.uint64)
     none = np.zeros(0, np.uint64)
     message = make(
-        header(stamp_ns), state, reason, "onnxruntime", "tiny_droid", "ab" * 32, "Pick up the pen.",
-        0.2, 0.2, 0.3, 0.1, plans, plans, plans, list(refused), counts, [], none,
+        header(stamp_ns), state, reason, 77, "onnxruntime", "tiny_droid", "ab" * 32,
+        "Pick up the pen.", 0.2, 0.2, 0.3, 0.1, plans, plans, plans,
+        list(refused), counts, [], none,
     )  # fmt: skip
     return encode(message)
 

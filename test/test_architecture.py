@@ -19,7 +19,7 @@ ARROWS = {
     "policy": ("policy", "engine.session"),
     "control": ("control",),
     "engine": ("engine",),
-    "replay": ("replay", "policy"),
+    "replay": ("replay", "policy", "control"),
     "sim": ("sim", "policy", "control", "engine.backends", "engine.bundle", "msg"),
     "training": ("training", "policy", "engine", "replay.episode", "replay.lerobot"),
 }
@@ -31,6 +31,7 @@ ALSO = {
     "nodes.recorder_node": ("replay.bags",),
     "sim.demo": ("replay.outcomes", "replay.report", "replay.summary"),
     "sim.examiner": ("nodes.chunks",),
+    "sim.saboteur": ("nodes.chunks",),
     "training.episodes": ("sim",),
     "training.open_loop": ("export_command",),
     "training.run": ("export_command",),

@@ -1,113 +1,310 @@
-"""From plans and measurements to one command at a time: track, or hold.
+"""From plans and measurements to one command at a time: track, hold, or stay stopped.
 
-No ROS and no clock of its own: every call says what the node's clock shows. For any sequence of
-calls every command is finite and inside the limits.
+No ROS and no clock of its own: every call says what both clocks show. For any sequence of calls
+every command is finite and inside the limits, and none follows a chunk that a watchdog gave up.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 import numpy as np
 
 from cosmos3_ros.control.chunk import NS_PER_S, Chunk, ChunkRefused, Refusal
-from cosmos3_ros.control.limits import Limits
-from cosmos3_ros.control.schedule import Schedule
+from cosmos3_ros.control.limits import ROUNDING, Limits, Motion
+from cosmos3_ros.control.schedule import CrossFade, Path, Schedule
+from cosmos3_ros.control.watchdog import (
+    Cause,
+    Moment,
+    Reason,
+    Signs,
+    Timeouts,
+    cause_to_hold,
+)
 
-# The longest time one step of a velocity limit may stand for: after a stall of the process the
-# arm resumes at its limited speed, it does not catch up in one leap.
+# The longest time one step of the limits may stand for: after a stall of the process the arm
+# resumes at its limited speed, it does not catch up in one leap.
 MAX_STEP_S = 0.1
+# A chunk, and what an arm needs to come to rest after it.
+_LONGEST_FORECAST_S = 10.0
+# A measurement farther from the command than the arm travels in this time at its velocity limit is
+# not of an arm that lags behind, but of one that somebody else has moved.
+_ELSEWHERE_S = 0.1
 
 
 class State(StrEnum):
     WAITING = "waiting"  # nothing can be commanded: no measurement yet
     TRACKING = "tracking"
     HOLDING = "holding"
+    STOPPED = "stopped"  # as holding, until it is told to resume
 
 
-@dataclass(frozen=True)
-class Timeouts:
-    """All in seconds of the node's clock."""
-
-    joint_timeout_s: float  # joint states older than this: hold
-    hold_grace_s: float  # past the last row, before it counts as a hold
-    clock_jump_s: float  # the clock leapt forward by more than this: flush and hold
+class NotReady(ValueError):
+    """The arm stays stopped: something a chunk needs is missing."""
 
 
 @dataclass(frozen=True)
 class Command:
-    """``positions`` [width] in channel units, to be published now."""
+    """``positions`` [width] in channel units, to be published now. ``began``: the chunk that is
+    followed from this command on, None where it is the one before, or none."""
 
     positions: np.ndarray
     state: State
+    began: Chunk | None = None
+
+
+@dataclass(frozen=True)
+class Transition:
+    """A state that was entered, and why. ``plan_id``: of the chunk in force, 0 without."""
+
+    state: State
+    cause: Cause | None
+    plan_id: int
+
+
+@dataclass(frozen=True)
+class Following:
+    """How chunks are followed.
+
+    ``hysteresis`` [width]: of channels that keep a row's value until the next, as a gripper's, and
+    then change only by more than this; NaN of channels that move between rows. ``jump``
+    [step_width]: how far from the present command a chunk may begin, in channel units.
+    ``rest`` [width]: what channels are commanded at rest, NaN of those that stay as they are.
+    ``range_tolerance``: how far outside the position limits a row may be before the chunk is
+    refused, as a share of their range. ``blend_s``: a chunk that replaces another one fades in for
+    so long; 0: it takes over at once.
+    """
+
+    hysteresis: np.ndarray
+    jump: np.ndarray
+    rest: np.ndarray
+    range_tolerance: float = 0.05
+    blend_s: float = 0.0
+
+    @property
+    def held(self) -> np.ndarray:
+        """Which channels keep a row's value until the next, [width]."""
+        return ~np.isnan(self.hysteresis)
+
+
+@dataclass
+class Counts:
+    """Since the controller was made. ``causes``: of what ended tracking. ``saturated``: commands
+    that a limit changed."""
+
+    transitions: int = 0
+    holds: int = 0
+    saturated: int = 0
+    causes: Counter[Reason] = field(default_factory=Counter)
 
 
 class Controller:
-    """What the arm is told at each tick of a control timer.
+    """What the arm is told at each tick of a control loop.
 
-    ``state`` and ``reason`` (empty while tracking) say what it does; ``holds`` counts the times
-    tracking ended in a hold, ``saturated`` the commands that a limit changed.
+    ``state`` and ``cause`` (None while tracking) say what it does; ``plan_id`` which chunk is in
+    force, 0 without one.
     """
 
-    def __init__(self, limits: Limits, timeouts: Timeouts) -> None:
-        self._limits = limits
-        self._timeouts = timeouts
+    def __init__(self, limits: Limits, following: Following, timeouts: Timeouts) -> None:
+        self._limits, self._following, self._timeouts = limits, following, timeouts
         self.state = State.WAITING
-        self.reason = "no joint states have arrived"
-        self.holds = 0
-        self.saturated = 0
-        self._clock_ns: int | None = None  # the latest time shown by any call
-        self._tick_ns: int | None = None  # when the last command was given
-        self._command: np.ndarray | None = None  # the last command, or what is held instead
+        self.cause: Cause | None = Cause(Reason.NO_JOINTS, "no joint states have arrived")
+        self.counts = Counts()
+        self._transitions: list[Transition] = []
+        self._clock: Moment | None = None  # the latest shown by any call
+        self._ticked: Moment | None = None  # when the last command was given
+        self._motion: Motion | None = None  # the last command
         self._measured: np.ndarray | None = None
         self._measured_ns: int | None = None  # None: older than a jump of the clock
         self._pending: Chunk | None = None  # accepted, taken over at the next tick
-        self._schedule: Schedule | None = None
+        self._chunk: Chunk | None = None  # in force
+        self._path: Path | None = None
+        self._accepted_ns = 0  # steady
+        self._planner: int | None = None
+        self._planner_ns = 0  # steady
+        self._kept: np.ndarray | None = None  # the last target
+        self._instruction: str | None = None
         self._newest_plan_id = 0
-        self._newest_stamp_ns = 0
-        self._flush_reason = ""
+        self._jumped: Cause | None = None
+        self._stopped: Cause | None = None
 
-    def measure(self, positions: np.ndarray, stamp_ns: int, now_ns: int) -> None:
+    @property
+    def plan_id(self) -> int:
+        return 0 if self._chunk is None else self._chunk.plan_id
+
+    @property
+    def planner(self) -> int | None:
+        """Whose chunks are followed; None: the next one's."""
+        return self._planner
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether the last command does not move, or there was none."""
+        if self._motion is None:
+            return True
+        rest, position = self._following.rest, self._motion.position
+        away = ~np.isnan(rest) & (np.abs(position - rest) > ROUNDING)
+        return not (np.any(self._motion.velocity) or np.any(away))
+
+    def take_transitions(self) -> list[Transition]:
+        """What has happened since the last call, in order."""
+        taken, self._transitions = self._transitions, []
+        return taken
+
+    def measure(self, positions: np.ndarray, stamp_ns: int, moment: Moment) -> None:
         """Take measured channel positions [width] of ``stamp_ns``.
 
         Ignored: what is not finite, and what was measured before a jump of the clock.
         """
         if not np.all(np.isfinite(positions)):
             return
-        self._watch_clock(now_ns)
-        moved_unseen = self._measured_ns is None
-        ahead_ns = stamp_ns - now_ns
-        if moved_unseen and self._flush_reason and self._is_jump(ahead_ns):
+        self._watch_clock(moment)
+        since_jump = self._measured_ns is None
+        if since_jump and self._jumped and self._is_jump(stamp_ns - moment.now_ns):
             # Sent before the clock jumped back, arrived after it: the arm may be elsewhere now.
             return
         self._measured = self._limits.clamp(positions)
         # A stamp ahead of the clock would keep a dead source alive for longer than the timeout.
-        self._measured_ns = min(stamp_ns, now_ns)
-        if moved_unseen:
+        self._measured_ns = min(stamp_ns, moment.now_ns)
+        if since_jump and self._motion is not None and self._is_elsewhere(self._motion.position):
             # A simulator that restarted has put the arm elsewhere: hold it there.
-            self._command = self._measured
+            self._motion = self._limits.at_rest(self._measured)
 
-    def accept(self, chunk: Chunk, now_ns: int) -> None:
+    def hear(self, planner: int, steady_ns: int, *, alive: bool = True) -> None:
+        """A sign of life of a planner; not ``alive``: it has ended, another may be followed."""
+        if self._planner is None and alive:
+            self._follow_planner(planner)
+        if planner == self._planner:
+            self._planner_ns = steady_ns
+            if not alive:
+                self._planner = None
+
+    def instruct(self, instruction: str) -> None:
+        """The instruction in force: chunks of another one are refused from now on."""
+        self._instruction = instruction
+
+    def stop(self, text: str) -> None:
+        """Hold from the next tick on, until ``resume``."""
+        self._stopped = self._stopped or Cause(Reason.STOPPED, text)
+        self._forget_chunks()
+
+    def resume(self, moment: Moment) -> None:
+        """Follow chunks again, the next that comes. Raises NotReady while an input is missing."""
+        if self._stopped is None:
+            return
+        # As if a chunk had just come.
+        signs = replace(
+            self._signs(end_ns=moment.now_ns, observed_ns=moment.now_ns),
+            accepted_ns=moment.steady_ns,
+        )
+        cause = cause_to_hold(signs, self._timeouts, moment)
+        if self._measured is None or cause is not None:
+            raise NotReady(str(cause or "no joint states have arrived"))
+        self._stopped = None
+
+    def accept(self, chunk: Chunk, moment: Moment) -> None:
         """Let a chunk replace the present one from the next tick on.
 
-        Raises ChunkRefused (wrong_width, out_of_order, stale, future); the present one continues.
+        Raises ChunkRefused for one that is of another planner or instruction, of another width, out
+        of order, late, early, out of range or too far away; the present one continues.
         """
-        self._watch_clock(now_ns)
+        self._watch_clock(moment)
+        self._require_fitting(chunk, moment)
+        self._require_in_time(chunk, moment.now_ns)
+        self._require_reachable(chunk, moment.now_ns)
+        self._newest_plan_id = chunk.plan_id
+        self._planner_ns = self._accepted_ns = moment.steady_ns
+        if self._stopped is None:
+            self._pending = chunk
+
+    def tick(self, moment: Moment) -> Command | None:
+        """The command for now; None while WAITING."""
+        self._watch_clock(moment)
+        if self._measured is None:
+            return None
+        if self._motion is None:
+            self._motion = self._limits.at_rest(self._measured)
+        previous = self._ticked or moment
+        began = self._pending
+        if began is not None:
+            # From the last command at its own time, so that a moving arm does not pause.
+            begin_ns = moment.now_ns if self._leapt(previous, moment) else previous.now_ns
+            self._take_over(began, begin_ns, moment.now_ns)
+            self._pending = None
+        cause = self._cause(moment)
+        self._enter(cause)
+        self._ticked = moment
+        dt_s = self._dt_s(previous, moment)
+        if cause is not None and cause.reason is Reason.OVERRUN:
+            # The arm has long reached the last command, and rests there.
+            self._motion = self._limits.at_rest(self._motion.position)
+        if self._path is None or self.state is not State.TRACKING:
+            self._motion = self._towards_rest(self._motion, dt_s)
+        else:
+            target = self._path.at(moment.now_ns)
+            wanted = self._kept_where_held(target.position)
+            self._motion = self._limits.step(wanted, target.velocity, self._motion, dt_s)
+            apart = np.abs(self._limits.space.difference(wanted, self._motion.position))
+            self.counts.saturated += bool(np.any(apart > ROUNDING))
+        return Command(self._motion.position, self.state, began)
+
+    def forecast(self, moment: Moment, period_s: float) -> np.ndarray:
+        """Commands to come [n, width], one a period from ``moment`` on, until the arm rests.
+
+        What ``tick`` would say if nothing else came: to the end of the chunk while tracking, else
+        to where it brakes. At least one.
+        """
+        assert self._motion is not None, "asked before the first command"
+        motion, path = self._motion, self._path if self.state is State.TRACKING else None
+        period_ns = round(period_s * NS_PER_S)
+        end_ns = moment.now_ns if path is None else path.end_ns
+        rows = []
+        for tick in range(1, round(_LONGEST_FORECAST_S / period_s) + 1):
+            now_ns = moment.now_ns + tick * period_ns
+            if path is None:
+                motion = self._towards_rest(motion, period_s)
+            else:
+                target = path.at(now_ns)
+                motion = self._limits.step(target.position, target.velocity, motion, period_s)
+            rows.append(motion.position)
+            if now_ns >= end_ns and not np.any(np.abs(motion.velocity) > ROUNDING):
+                break
+        return np.array(rows)
+
+    def _require_fitting(self, chunk: Chunk, moment: Moment) -> None:
         width = len(self._limits.lower)
         if chunk.rows.shape[1] != width:
             raise ChunkRefused(
                 Refusal.WRONG_WIDTH, f"{chunk.rows.shape[1]} channels; expected {width}"
             )
-        if chunk.plan_id == 1 and chunk.stamp_ns > self._newest_stamp_ns:
-            # The planner restarted. Remembered even when this first plan is refused below,
-            # or every plan after it would be out of order.
-            self._newest_plan_id = 0
-        if chunk.plan_id <= self._newest_plan_id:
+        if self._instruction is not None and chunk.instruction != self._instruction:
+            raise ChunkRefused(
+                Refusal.WRONG_INSTRUCTION,
+                f"planned by '{chunk.instruction}'; expected '{self._instruction}', the one in "
+                "force",
+            )
+        if self._planner is None:
+            self._follow_planner(chunk.planner)
+        if chunk.planner != self._planner:
+            silent_s = (moment.steady_ns - self._planner_ns) / NS_PER_S
+            if silent_s <= self._timeouts.planner_s:
+                raise ChunkRefused(
+                    Refusal.ANOTHER_PLANNER,
+                    f"from planner {chunk.planner:#x}, {self._planner:#x} was heard {silent_s:.1f} "
+                    "s ago; expected one planner at a time: end the other policy node",
+                )
+            self._follow_planner(chunk.planner)
+
+    def _require_in_time(self, chunk: Chunk, now_ns: int) -> None:
+        if chunk.plan_id == self._newest_plan_id:
+            raise ChunkRefused(Refusal.DUPLICATE, f"plan {chunk.plan_id} came before")
+        if chunk.plan_id < self._newest_plan_id:
             raise ChunkRefused(
                 Refusal.OUT_OF_ORDER,
-                f"plan {chunk.plan_id} came after plan {self._newest_plan_id}; "
-                "expected ids that count up, from one planner",
+                f"plan {chunk.plan_id} came after plan {self._newest_plan_id}; expected ids that "
+                "count up",
             )
         if chunk.end_ns < now_ns:
             raise ChunkRefused(
@@ -116,75 +313,146 @@ class Controller:
                 "that is faster than its horizon, and clocks that agree",
             )
         ahead_ns = chunk.stamp_ns - now_ns
-        if ahead_ns > self._timeouts.clock_jump_s * NS_PER_S:
+        if self._is_jump(ahead_ns):
             raise ChunkRefused(
                 Refusal.FUTURE,
                 f"its stamp is {_seconds(ahead_ns)} s ahead of the clock; expected clocks that "
                 "agree, and use_sim_time alike in all nodes",
             )
-        self._newest_plan_id = chunk.plan_id
-        self._newest_stamp_ns = chunk.stamp_ns
-        self._pending = chunk
 
-    def tick(self, now_ns: int) -> Command | None:
-        """The command for now; None while WAITING."""
-        self._watch_clock(now_ns)
-        if self._measured is None:
-            return None
-        if self._command is None:
-            self._command = self._measured
-        previous_ns = now_ns if self._tick_ns is None else self._tick_ns
-        if self._pending is not None:
-            # From the last command at its own time, so that a moving arm does not pause.
-            self._schedule = Schedule(self._pending, previous_ns, self._command)
-            self._pending = None
-        self._tick_ns = now_ns
-        self._enter(self._reason_to_hold(now_ns))
-        if self._schedule is not None and self.state is State.TRACKING:
-            dt_s = min((now_ns - previous_ns) / NS_PER_S, MAX_STEP_S)
-            target = self._schedule.at(now_ns)
-            self._command, limited = self._limits.step(target, self._command, dt_s)
-            self.saturated += limited
-        return Command(self._command, self.state)
+    def _require_reachable(self, chunk: Chunk, now_ns: int) -> None:
+        limits, following = self._limits, self._following
+        room = following.range_tolerance * (limits.upper - limits.lower)
+        room = np.where(np.isfinite(room), room, 0.0)
+        outside = (chunk.rows < limits.lower - room) | (chunk.rows > limits.upper + room)
+        if np.any(outside):
+            row, channel = np.argwhere(outside)[0]
+            raise ChunkRefused(
+                Refusal.OUT_OF_RANGE,
+                f"{outside.sum()} values, the first {chunk.rows[row, channel]:.4g} in row {row}, "
+                f"channel {channel}; expected {limits.lower[channel]:g} to "
+                f"{limits.upper[channel]:g}",
+            )
+        if self._motion is None:
+            return
+        here, space = self._motion.position, limits.space
+        begin = Schedule(chunk, now_ns, here, space, following.held).at(now_ns).position
+        apart = np.abs(space.difference(begin, here))
+        apart[space.of_step(following.held)] = 0.0
+        if np.any(apart > following.jump):
+            channel = int(np.argmax(apart / following.jump))
+            raise ChunkRefused(
+                Refusal.JUMP,
+                f"it begins {apart[channel]:.4g} from the present command in channel {channel}; "
+                f"expected at most {following.jump[channel]:g}",
+            )
 
-    def _reason_to_hold(self, now_ns: int) -> str:
-        """Empty when there is none."""
-        timeouts = self._timeouts
-        if self._schedule is None:
-            return self._flush_reason or "no chunk has arrived"
-        if self._measured_ns is None:
-            return "no joint states since the clock jumped"
-        if now_ns - self._measured_ns > timeouts.joint_timeout_s * NS_PER_S:
-            return f"joint states are older than {timeouts.joint_timeout_s} s"
-        if now_ns > self._schedule.end_ns + timeouts.hold_grace_s * NS_PER_S:
-            return "the chunk has ended"
-        return ""
+    def _towards_rest(self, motion: Motion, dt_s: float) -> Motion:
+        """Braking, and those channels that have a rest on their way there."""
+        limits, rest = self._limits, self._following.rest
+        braking = limits.brake(motion, dt_s)
+        returns = ~np.isnan(rest)
+        if not returns.any():
+            return braking
+        target = np.where(returns, rest, motion.position)
+        returning = limits.step(target, np.zeros_like(motion.velocity), motion, dt_s)
+        return Motion(
+            np.where(returns, returning.position, braking.position),
+            np.where(limits.space.of_step(returns), returning.velocity, braking.velocity),
+        )
 
-    def _enter(self, reason_to_hold: str) -> None:
-        state = State.HOLDING if reason_to_hold else State.TRACKING
-        if self.state is State.TRACKING and state is State.HOLDING:
-            self.holds += 1
-        self.state, self.reason = state, reason_to_hold
+    def _kept_where_held(self, wanted: np.ndarray) -> np.ndarray:
+        """A held channel stays at its last target until another is farther than its hysteresis."""
+        kept = self._kept if self._kept is not None else wanted
+        near = np.abs(wanted - kept) <= self._following.hysteresis
+        self._kept = np.where(near, kept, wanted)
+        return self._kept
+
+    def _take_over(self, chunk: Chunk, begin_ns: int, now_ns: int) -> None:
+        """``begin_ns``: the time of the last command."""
+        assert self._motion is not None
+        space, held = self._limits.space, self._following.held
+        new: Path = Schedule(chunk, begin_ns, self._motion.position, space, held)
+        old = None if self._path is None else self._path.settled(now_ns)
+        if old is not None and self.state is State.TRACKING:
+            blend_s = min(self._following.blend_s, (old.end_ns - now_ns) / NS_PER_S)
+            if blend_s > 0:
+                new = CrossFade(old, new, now_ns, blend_s, space, held)
+        self._chunk, self._path = chunk, new
+
+    def _cause(self, moment: Moment) -> Cause | None:
+        if self._stopped is not None:
+            return self._stopped
+        if self._chunk is None:
+            return self._jumped or Cause(Reason.NO_CHUNK, "no chunk has arrived")
+        signs = self._signs(self._chunk.end_ns, self._chunk.stamp_ns)
+        return cause_to_hold(signs, self._timeouts, moment)
+
+    def _signs(self, end_ns: int, observed_ns: int) -> Signs:
+        return Signs(
+            measured_ns=self._measured_ns,
+            observed_ns=observed_ns,
+            end_ns=end_ns,
+            planner_ns=self._planner_ns,
+            accepted_ns=self._accepted_ns,
+            ticked_ns=None if self._ticked is None else self._ticked.steady_ns,
+        )
+
+    def _enter(self, cause: Cause | None) -> None:
+        state = State.TRACKING if cause is None else State.HOLDING
+        state = State.STOPPED if self._stopped is not None else state
+        if self.state is State.TRACKING and cause is not None:
+            self.counts.holds += 1
+            self.counts.causes[cause.reason] += 1
+        before = self.cause and self.cause.reason
+        if state is not self.state or (cause and cause.reason) != before:
+            self.counts.transitions += 1
+            self._transitions.append(Transition(state, cause, self.plan_id))
+        self.state, self.cause = state, cause
+
+    def _follow_planner(self, planner: int) -> None:
+        self._planner, self._newest_plan_id = planner, 0
+
+    def _forget_chunks(self) -> None:
+        self._chunk = self._path = self._pending = None
 
     def _is_jump(self, forward_ns: int) -> bool:
         return forward_ns > self._timeouts.clock_jump_s * NS_PER_S
 
-    def _watch_clock(self, now_ns: int) -> None:
+    def _leapt(self, before: Moment, after: Moment) -> bool:
+        """Whether the node's clock jumped in between, back or forward."""
+        passed_ns = after.now_ns - before.now_ns
+        return passed_ns < 0 or self._is_jump(passed_ns)
+
+    def _is_elsewhere(self, commanded: np.ndarray) -> bool:
+        speed = self._limits.velocity
+        near = np.where(np.isfinite(speed), _ELSEWHERE_S * speed, 0.0)
+        if self._measured is None:
+            return True
+        apart = np.abs(self._limits.space.difference(self._measured, commanded))
+        return bool(np.any(apart > near))
+
+    def _dt_s(self, previous: Moment, moment: Moment) -> float:
+        """Between two ticks, by the node's clock; by the steady one where that has jumped."""
+        if self._leapt(previous, moment):
+            passed_ns = moment.steady_ns - previous.steady_ns
+        else:
+            passed_ns = moment.now_ns - previous.now_ns
+        return min(passed_ns / NS_PER_S, MAX_STEP_S)
+
+    def _watch_clock(self, moment: Moment) -> None:
         """Notice a jump of the clock before anything is done with its time."""
-        before_ns, self._clock_ns = self._clock_ns, now_ns
-        if before_ns is None:
+        before, self._clock = self._clock, moment
+        if before is None:
             return
-        leap_ns = now_ns - before_ns
-        if leap_ns >= 0 and not self._is_jump(leap_ns):
+        if not self._leapt(before, moment):
             return
-        # Times of before say nothing any more; the last measurement is the best guess of where
-        # the arm is, and to be told where it is asks it to do nothing.
-        self._flush_reason = f"the clock jumped by {_seconds(leap_ns)} s"
-        self._schedule = self._pending = None
-        self._newest_plan_id = self._newest_stamp_ns = 0
-        self._tick_ns = None
+        leap_ns = moment.now_ns - before.now_ns
+        # Times of before say nothing any more.
+        self._jumped = Cause(Reason.CLOCK_JUMPED, f"the clock jumped by {_seconds(leap_ns)} s")
+        self._forget_chunks()
+        self._newest_plan_id = 0
         self._measured_ns = None
-        self._command = self._measured
 
 
 def _seconds(duration_ns: int) -> str:

@@ -216,6 +216,7 @@ def make_contract(recipe: Recipe, body: Body, components: Components) -> Contrac
         temporal_compression=vae.scale_factor_temporal,
         frame_latents=recipe.frame_latents,
         history=recipe.steps,
+        prefix=recipe.prefix,
         rope=Rope(
             inverse_frequency=_inverse_frequency(config),
             axes_dim=tuple(config.rope_axes_dim),
@@ -392,6 +393,7 @@ def graph_parts(
         "clean_latent": torch.zeros(clean_shape),
         "clean_rows": torch.zeros(row_shape),
         "noisy_rows": torch.ones(c.rows, 1),
+        "held_rows": torch.zeros(c.rows, 1),
     }
 
     def of_stretch(tokens: int, first: int, last: int) -> dict[str, Tensor]:

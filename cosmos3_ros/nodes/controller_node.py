@@ -6,37 +6,68 @@ falling silent is not stopping, a position controller downstream executes the la
 
 from __future__ import annotations
 
-import math
+import threading
 import time
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import numpy as np
+from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from geometry_msgs.msg import PoseStamped
 from sensor_msgs.msg import JointState
-from std_msgs.msg import Float64
+from std_msgs.msg import Float64, String
+from std_srvs.srv import Trigger
 
-from cosmos3_ros.control.chunk import ChunkRefused, Refusal
-from cosmos3_ros.control.controller import Controller, State, Timeouts
+from cosmos3_ros.control.chunk import NS_PER_S, ChunkRefused, Refusal
+from cosmos3_ros.control.controller import Controller, Following, NotReady, State, Transition
 from cosmos3_ros.control.limits import Limits
-from cosmos3_ros.control.statistics import IntervalStatistics
-from cosmos3_ros.msg import ActionChunk
-from cosmos3_ros.nodes.chunks import chunk_from_message
-from cosmos3_ros.nodes.commands import COMMAND_INTERFACES
-from cosmos3_ros.nodes.joints import JointMap, JointReader
+from cosmos3_ros.control.loop import DeadlineLoop
+from cosmos3_ros.control.realtime import Scheduling
+from cosmos3_ros.control.space import Space
+from cosmos3_ros.control.statistics import Histogram
+from cosmos3_ros.control.watchdog import Moment, Reason, Timeouts
+from cosmos3_ros.msg import ActionChunk, ControllerStatus, PolicyStatus
+from cosmos3_ros.nodes.chunks import chunk_from_message, time_message
+from cosmos3_ros.nodes.commands import (
+    COMMAND_INTERFACES,
+    CommandInterface,
+    Target,
+    interface_for,
+)
+from cosmos3_ros.nodes.description import objections
+from cosmos3_ros.nodes.gripper import GripperClient
+from cosmos3_ros.nodes.joints import JointMap
 from cosmos3_ros.nodes.managed_node import ManagedNode
+from cosmos3_ros.nodes.measured import BaseReader, Measured, PoseReader, reader_for
 from cosmos3_ros.nodes.parameters import (
     DeclaredParameters,
+    ParameterError,
     depth_parameter,
     parameter,
     qos_profile,
     reliability_parameter,
 )
 from cosmos3_ros.nodes.running import leave, run
-from cosmos3_ros.policy.embodiment import load_embodiment
+from cosmos3_ros.policy.commands import command_space
+from cosmos3_ros.policy.embodiment import JOINT_POSITION, load_embodiment
 
 DIAGNOSTICS_PERIOD_S = 1.0
 LOG_PERIOD_S = 1.0
+# How soon transitions are published and logged; the loop does not wait for either.
+_REPORT_PERIOD_S = 0.02
+# How often the gripper's action may get a goal.
+_GRIPPER_PERIOD_S = 0.05
+# A node that is deactivated holds until the arm rests, or for so long.
+_REST_TIMEOUT_S = 1.0
+_STATES = {
+    State.WAITING: ControllerStatus.STATE_WAITING,
+    State.TRACKING: ControllerStatus.STATE_TRACKING,
+    State.HOLDING: ControllerStatus.STATE_HOLDING,
+    State.STOPPED: ControllerStatus.STATE_STOPPED,
+}
 
 
 @dataclass(frozen=True)
@@ -54,15 +85,60 @@ class ControllerParameters:
     )
     command_interface: str = parameter(
         "joint_command",
-        "Topic and type of the commands: JointState, JointTrajectory, Float64MultiArray.",
+        "Topic and type of the commands: JointState; JointTrajectory, one point or the rest of the "
+        "plan; Float64MultiArray; TwistStamped of a base; PoseStamped of end effectors.",
         choices=tuple(COMMAND_INTERFACES),
     )
+    gripper_action: str = parameter(
+        "",
+        "GripperCommand action that drives the gripper instead of the commands; empty: none.",
+    )
+    gripper_max_effort: float = parameter(
+        0.0, "Of every goal of gripper_action; 0: the driver's own.", "N",
+        minimum=0.0, maximum=1000.0,
+    )  # fmt: skip
     control_rate_hz: float = parameter(
         50.0, "Commands a second.", "Hz", minimum=1.0, maximum=1000.0
+    )
+    fifo_priority: int = parameter(
+        0,
+        "Priority of SCHED_FIFO for the control loop; 0: ordinary scheduling.",
+        minimum=0,
+        maximum=99,
+    )
+    cpu_affinity: tuple[str, ...] = parameter(
+        (), "CPUs that the control loop may run on; empty: all."
+    )
+    lock_memory: bool = parameter(False, "Keep the process from being paged out.")
+    blend_s: float = parameter(
+        0.2,
+        "A chunk that replaces another one fades in for so long; 0: it takes over at once.",
+        "s",
+        minimum=0.0,
+        maximum=10.0,
+    )
+    range_tolerance: float = parameter(
+        0.05,
+        "How far outside the position limits a row may be, as a share of their range, before the "
+        "chunk is refused.",
+        minimum=0.0,
+        maximum=10.0,
     )
     joint_timeout_s: float = parameter(
         0.25, "Joint states older than this: hold.", "s", minimum=0.001, maximum=10.0
     )
+    planner_timeout_s: float = parameter(
+        2.5, "Neither a chunk nor a status of the planner for so long: hold.", "s",
+        minimum=0.1, maximum=60.0,
+    )  # fmt: skip
+    chunk_timeout_s: float = parameter(
+        3.0, "No new chunk for so long: hold, whatever rows are left.", "s",
+        minimum=0.01, maximum=60.0,
+    )  # fmt: skip
+    observation_timeout_s: float = parameter(
+        3.0, "What the chunk was planned from is older than this: hold.", "s",
+        minimum=0.01, maximum=60.0,
+    )  # fmt: skip
     hold_grace_s: float = parameter(
         0.1,
         "Past the last row of a chunk, before it counts as a hold.",
@@ -70,6 +146,10 @@ class ControllerParameters:
         minimum=0.0,
         maximum=10.0,
     )
+    overrun_timeout_s: float = parameter(
+        0.1, "The control loop paused for so long: hold, and set off from rest.", "s",
+        minimum=0.001, maximum=10.0,
+    )  # fmt: skip
     clock_jump_s: float = parameter(
         1.0,
         "The clock leaps forward by more than this: forget the chunk, hold where the arm is.",
@@ -84,6 +164,28 @@ class ControllerParameters:
     command_reliability: str = reliability_parameter("the commands")
     command_depth: int = depth_parameter("the commands", 10)
 
+    @property
+    def timeouts(self) -> Timeouts:
+        return Timeouts(
+            joint_s=self.joint_timeout_s,
+            planner_s=self.planner_timeout_s,
+            chunk_s=self.chunk_timeout_s,
+            observation_s=self.observation_timeout_s,
+            grace_s=self.hold_grace_s,
+            overrun_s=max(self.overrun_timeout_s, 3 / self.control_rate_hz),
+            clock_jump_s=self.clock_jump_s,
+        )
+
+    @property
+    def scheduling(self) -> Scheduling:
+        """Raises ParameterError for CPUs that are no numbers."""
+        if not all(cpu.isdecimal() for cpu in self.cpu_affinity):
+            raise ParameterError(
+                f"parameter 'cpu_affinity' is {list(self.cpu_affinity)}; expected numbers of CPUs, "
+                "for example ['2', '3']"
+            )
+        return Scheduling(self.fifo_priority, tuple(map(int, self.cpu_affinity)), self.lock_memory)
+
 
 class ControllerNode(ManagedNode):
     """See the module and the README for topics and parameters."""
@@ -92,55 +194,174 @@ class ControllerNode(ManagedNode):
         super().__init__("cosmos3_controller", **node_arguments)
         self._declared = DeclaredParameters(self, ControllerParameters)
         self._settings: ControllerParameters
-        self._joints: JointMap
+        self._scheduling: Scheduling
+        self._target: Target
+        self._gripper: GripperClient | None
+        self._interface: CommandInterface
         self._limits: Limits
         self._run: ControlRun | None = None
 
     def configure(self) -> None:
         parameters = self._settings = self._declared.read()
+        self._scheduling = parameters.scheduling
         embodiment = load_embodiment(parameters.embodiment)
-        self._joints = JointMap(embodiment, parameters.joint_names)
-        self._limits = Limits(embodiment.lower, embodiment.upper, embodiment.velocity)
-        command = COMMAND_INTERFACES[parameters.command_interface]
+        space = command_space(embodiment)
+        is_arm = embodiment.action_space == JOINT_POSITION
+        joints = JointMap(embodiment, parameters.joint_names) if is_arm else None
+        gripper = embodiment.gripper
+        if parameters.gripper_action and gripper is None:
+            raise ParameterError(
+                f"parameter 'gripper_action' is '{parameters.gripper_action}', embodiment "
+                f"'{embodiment.name}' has no gripper; expected an empty one"
+            )
+        apart = bool(parameters.gripper_action)
+        target = self._target = Target(embodiment, space, joints, apart)
+        self._gripper = None
+        if apart and gripper is not None:
+            effort = parameters.gripper_max_effort
+            self._gripper = GripperClient(self, parameters.gripper_action, gripper, effort)
+            self.until_cleaned_up(self._gripper.close)
+        interface = self._interface = interface_for(parameters.command_interface, target)
+        self._limits = Limits(
+            Space(space.width, space.quaternions),
+            space.lower,
+            space.upper,
+            space.velocity,
+            space.acceleration,
+        )
         qos = qos_profile(parameters.command_reliability, parameters.command_depth)
-        self._commands = self.own_publisher(command.message_type, parameters.command_interface, qos)
+        self._commands = [
+            self.own_publisher(interface.message_type, topic, qos)
+            for topic in interface.topics(target)
+        ]
+        latched = qos_profile("reliable", 1, transient_local=True)
+        self._status = self.own_publisher(ControllerStatus, "controller_status", latched)
         self._diagnostics = self.own_publisher(
             DiagnosticArray, "/diagnostics", qos_profile("reliable", 10)
         )
+        channels = ", ".join(joints.names if joints else space.names)
         self.get_logger().info(
-            f"embodiment '{embodiment.name}' on joints {', '.join(self._joints.names)}: "
+            f"embodiment '{embodiment.name}', {channels}: "
             f"{parameters.command_interface} at {parameters.control_rate_hz:g} Hz"
         )
 
     def start(self) -> None:
         """Begin from nothing: the arm may have been moved since the last time."""
-        parameters = self._settings
-        timeouts = Timeouts(
-            parameters.joint_timeout_s, parameters.hold_grace_s, parameters.clock_jump_s
+        parameters, target = self._settings, self._target
+        space = target.space
+        following = Following(
+            space.hysteresis,
+            space.jump,
+            space.rest,
+            parameters.range_tolerance,
+            parameters.blend_s,
         )
-        self._run = ControlRun(
-            Controller(self._limits, timeouts),
-            JointReader(self._joints),
-            IntervalStatistics(1 / parameters.control_rate_hz),
+        loop = DeadlineLoop(
+            1 / parameters.control_rate_hz,
+            self._tick,
+            self._tick_failed,
+            self._scheduling,
+            self.get_logger().warning,
         )
+        controller = Controller(self._limits, following, parameters.timeouts)
+        reader = reader_for(target.embodiment, space, target.joints)
+        self._run = ControlRun(controller, reader, loop)
         chunk_qos = qos_profile(parameters.action_chunk_reliability, parameters.action_chunk_depth)
         joint_qos = qos_profile(parameters.joint_states_reliability, parameters.joint_states_depth)
+        latched = qos_profile("reliable", 1, transient_local=True)
         self.listen(ActionChunk, "action_chunk", chunk_qos, self._on_chunk)
-        self.listen(JointState, "joint_states", joint_qos, self._on_joint_states)
+        if isinstance(reader, PoseReader):
+            for topic in reader.topics:
+                self.listen(PoseStamped, topic, joint_qos, partial(self._on_pose, reader, topic))
+        if isinstance(reader, BaseReader):
+            self.repeat(parameters.joint_timeout_s / 4, self._measured)
+        else:
+            self.listen(JointState, "joint_states", joint_qos, self._on_joint_states)
         if parameters.gripper_source == "topic":
             self.listen(Float64, "gripper_state", joint_qos, self._on_gripper)
-        self.repeat(1 / parameters.control_rate_hz, self._on_tick)
+        self.listen(String, "instruction", latched, self._on_instruction)
+        self.listen(PolicyStatus, "status", latched, self._on_policy_status)
+        if target.joints is not None:
+            self.listen(String, "robot_description", latched, self._on_description)
+        self.serve(Trigger, "~/stop", self._on_stop)
+        self.serve(Trigger, "~/resume", self._on_resume)
+        self.repeat(_REPORT_PERIOD_S, self._report_transitions)
+        if self._gripper is not None:
+            self.repeat(_GRIPPER_PERIOD_S, self._follow_gripper)
         self.repeat(DIAGNOSTICS_PERIOD_S, self._publish_diagnostics)
+        self.while_active(self._come_to_rest)
+        loop.start()
 
     def say_goodbye(self) -> None:
+        self._report_transitions()
+        self._publish_status(ControllerStatus.STATE_INACTIVE, "", "the node was deactivated")
         self._publish_diagnostics()
         self._run = None
+
+    def _come_to_rest(self) -> None:
+        """Hold, then silence: the last command is one of an arm at rest."""
+        run = self._running()
+        with run.lock:
+            run.controller.stop("the node is being deactivated")
+        end_s = time.monotonic() + _REST_TIMEOUT_S
+        while not run.controller.is_at_rest and time.monotonic() < end_s:
+            time.sleep(1 / self._settings.control_rate_hz)
+        run.loop.stop()
+
+    def _tick(self) -> None:
+        """On the control loop's thread."""
+        run = self._running()
+        now = self.get_clock().now()
+        moment = Moment(now.nanoseconds, time.monotonic_ns())
+        # With use_sim_time the clock shows 0 until the first /clock arrives.
+        if moment.now_ns == 0:
+            return
+        with run.lock:
+            command = run.controller.tick(moment)
+            # A message that holds all that is to come goes out when that has changed.
+            news = command is not None and (command.began, command.state) != (None, run.sent_state)
+            forecast = self._interface.whole and news
+            commands = run.controller.forecast(moment, self._period_s) if forecast else None
+        if command is None:
+            return
+        if not self._interface.whole:
+            commands = command.positions
+        if commands is not None:
+            self._send(commands, now.to_msg())
+            run.commands += 1
+        run.sent, run.sent_state = command.positions, command.state
+        if (began := command.began) is not None:
+            spent_ns = round(began.latency_s * NS_PER_S)
+            run.frame_to_command.add(max(self.now_ns() - began.stamp_ns - spent_ns, 0))
+
+    def _send(self, commands: np.ndarray, stamp: Time) -> None:
+        messages = self._interface.build(self._target, commands, stamp, self._period_s)
+        for publisher, message in zip(self._commands, messages, strict=True):
+            publisher.publish(message)
+
+    def _tick_failed(self, error: Exception) -> None:
+        """On the control loop's thread."""
+        self._running().failures += 1
+        self.get_logger().error(
+            f"no command was sent: {type(error).__name__}: {error}",
+            throttle_duration_sec=LOG_PERIOD_S,
+        )
+
+    def _follow_gripper(self) -> None:
+        """On the executor's thread: an action's answers need it."""
+        run, gripper = self._running(), self._target.embodiment.gripper
+        command = run.sent
+        if self._gripper is not None and gripper is not None and command is not None:
+            channel = self._target.space.names.index(gripper.channel)
+            self._gripper.follow(float(command[channel]))
 
     def _on_chunk(self, message: ActionChunk) -> None:
         run = self._running()
         try:
-            chunk = chunk_from_message(message, self._joints.embodiment)
-            run.controller.accept(chunk, self.now_ns())
+            chunk = chunk_from_message(message, self._target.space)
+            moment = self._moment()
+            with run.lock:
+                run.controller.accept(chunk, moment)
         except ChunkRefused as refused:
             run.rejected_chunks[refused.reason] += 1
             self.get_logger().warning(
@@ -162,85 +383,180 @@ class ControllerNode(ManagedNode):
             return
         self._measured()
 
+    def _on_pose(self, reader: PoseReader, topic: str, message: PoseStamped) -> None:
+        run = self._running()
+        try:
+            reader.read_pose(topic, message, self.now_ns())
+        except ValueError as refused:
+            run.rejected_joint_states += 1
+            self.get_logger().warning(
+                f"refused a pose: {refused} ({run.rejected_joint_states} refused so far)",
+                throttle_duration_sec=LOG_PERIOD_S,
+            )
+            return
+        self._measured()
+
     def _on_gripper(self, message: Float64) -> None:
         self._running().reader.read_gripper(message.data)
         self._measured()
 
     def _measured(self) -> None:
-        run, now_ns = self._running(), self.now_ns()
+        run, moment = self._running(), self._moment()
         channels = run.reader.channels
-        if channels is not None and now_ns > 0:
-            run.controller.measure(channels, run.reader.stamp_ns, now_ns)
+        if channels is not None and moment.now_ns > 0:
+            stamp_ns = run.reader.stamp_ns or moment.now_ns
+            with run.lock:
+                run.controller.measure(channels, stamp_ns, moment)
 
-    def _on_tick(self) -> None:
+    def _on_instruction(self, message: String) -> None:
         run = self._running()
-        now = self.get_clock().now()
-        # With use_sim_time the clock shows 0 until the first /clock arrives.
-        command = run.controller.tick(now.nanoseconds) if now.nanoseconds > 0 else None
-        if command is not None:
-            build = COMMAND_INTERFACES[self._settings.command_interface].build
-            period_s = 1 / self._settings.control_rate_hz
-            self._commands.publish(build(self._joints, command.positions, now.to_msg(), period_s))
-            run.intervals.add(time.monotonic_ns())
-        self._log_change()
+        with run.lock:
+            run.controller.instruct(message.data)
 
-    def _log_change(self) -> None:
-        """Log what the node does now when that is news, once a second at most.
-
-        Not the logger's own throttle: it would drop the last of several changes, not delay it.
-        """
-        run, now_s = self._running(), time.monotonic()
-        state, reason = self._state_and_reason()
-        if (state, reason) == run.logged or now_s < run.logged_s + LOG_PERIOD_S:
-            return
-        run.logged, run.logged_s = (state, reason), now_s
-        if state is State.TRACKING:
-            self.get_logger().info("tracking")
-        else:
-            self.get_logger().warning(f"{state}: {reason}")
-
-    def _state_and_reason(self) -> tuple[State, str]:
+    def _on_policy_status(self, message: PolicyStatus) -> None:
         run = self._running()
-        if run.controller.state is not State.WAITING:
-            return run.controller.state, run.controller.reason
-        if self.now_ns() == 0:
-            return State.WAITING, "no /clock has arrived (use_sim_time is set)"
-        missing = run.reader.missing
-        if missing and len(missing) < len(self._joints.names):
-            return State.WAITING, f"no joint states have named {', '.join(missing)}"
-        return State.WAITING, run.controller.reason
+        alive = message.state not in (PolicyStatus.STATE_INACTIVE, PolicyStatus.STATE_FAULT)
+        with run.lock:
+            run.controller.hear(message.planner, time.monotonic_ns(), alive=alive)
+
+    def _on_description(self, message: String) -> None:
+        """The robot's own description: what it does not allow is not done."""
+        run, joints = self._running(), self._target.joints
+        assert joints is not None
+        try:
+            wrong = objections(message.data, joints)
+        except ValueError as error:
+            wrong = [str(error)]
+        run.objection = ""
+        if wrong:
+            run.objection = (
+                f"the robot_description does not fit embodiment '{joints.embodiment.name}': "
+                f"{'; '.join(wrong)}; correct the embodiment file or joint_names"
+            )
+            self.get_logger().error(run.objection)
+            with run.lock:
+                run.controller.stop(run.objection)
+
+    def _on_stop(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        run = self._running()
+        with run.lock:
+            run.controller.stop("~/stop was called")
+        response.success, response.message = True, "holding until ~/resume is called"
+        return response
+
+    def _on_resume(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        run = self._running()
+        try:
+            if run.objection:
+                raise NotReady(run.objection)
+            with run.lock:
+                run.controller.resume(self._moment())
+            response.success, response.message = True, "the next chunk is followed"
+        except NotReady as missing:
+            response.success, response.message = False, f"still stopped: {missing}"
+            self.get_logger().warning(f"not resumed: {missing}")
+        return response
+
+    def _report_transitions(self) -> None:
+        """Publish and log what the loop has entered since the last time."""
+        run = self._running()
+        with run.lock:
+            transitions = run.controller.take_transitions()
+        for transition in transitions:
+            cause = transition.cause
+            self._publish_transition(transition)
+            if cause is None:
+                self.get_logger().info(f"tracking plan {transition.plan_id}")
+            else:
+                self.get_logger().warning(f"{transition.state}: {cause.text}")
+
+    def _publish_transition(self, transition: Transition) -> None:
+        cause = transition.cause
+        reason, detail = (cause.reason, cause.text) if cause else ("", "")
+        self._publish_status(_STATES[transition.state], reason, detail, transition.plan_id)
+
+    def _publish_status(self, state: int, reason: str, detail: str, plan_id: int = 0) -> None:
+        run = self._running()
+        controller = run.controller
+        message = ControllerStatus(
+            state=state,
+            reason=reason,
+            detail=detail,
+            plan_id=plan_id,
+            planner=controller.planner or 0,
+            transitions=controller.counts.transitions,
+            holds=controller.counts.holds,
+        )
+        message.header.stamp = time_message(self.now_ns())
+        self._status.publish(message)
+
+    def _state_and_cause(self) -> tuple[State, str, str]:
+        """State, reason and sentence; what ROS knows of a controller that waits, besides."""
+        run = self._running()
+        with run.lock:
+            state, cause = run.controller.state, run.controller.cause
+        reason, detail = (str(cause.reason), cause.text) if cause else ("", "")
+        if state is State.WAITING:
+            missing = run.reader.missing
+            if self.now_ns() == 0:
+                detail = "no /clock has arrived (use_sim_time is set)"
+            elif missing and len(missing) < self._target.space.width:
+                detail = f"nothing has told of {', '.join(missing)}"
+        return state, reason, detail
 
     def _publish_diagnostics(self) -> None:
         run = self._running()
-        state, reason = self._state_and_reason()
-        rejected = {f"rejected_{r}": run.rejected_chunks[r] for r in Refusal}
-        intervals = run.intervals
+        state, reason, detail = self._state_and_cause()
+        self._publish_status(_STATES[state], reason, detail, run.controller.plan_id)
+        controller, loop = run.controller, run.loop.statistics
         values = {
             "state": state,
             "reason": reason,
-            "commands": intervals.events,
-            "holds": run.controller.holds,
-            "saturated": run.controller.saturated,
+            "detail": detail,
+            "commands": run.commands,
+            "transitions": controller.counts.transitions,
+            "holds": controller.counts.holds,
+            **{f"holds_{cause}": controller.counts.causes[cause] for cause in Reason},
+            "saturated": controller.counts.saturated,
             "rejected_chunks": run.rejected_chunks.total(),
-            **rejected,
+            **{f"rejected_{r}": run.rejected_chunks[r] for r in Refusal},
             "rejected_joint_states": run.rejected_joint_states,
             "missing_joints": ", ".join(run.reader.missing),
-            "command_rate_hz": f"{intervals.rate_hz:.3f}",
-            "command_jitter_p50_ms": f"{intervals.percentile_ms(50):.3f}",
-            "command_jitter_p99_ms": f"{intervals.percentile_ms(99):.3f}",
-            "command_jitter_max_ms": f"{intervals.max_ms:.3f}",
+            "gripper_goals": 0 if self._gripper is None else self._gripper.goals,
+            "gripper_goals_refused": 0 if self._gripper is None else self._gripper.refused,
+            "failures": run.failures,
+            "periods": loop.periods,
+            "missed_periods": loop.missed,
+            "command_rate_hz": f"{loop.rate_hz:.3f}",
         }
+        for name, measured in {
+            "command_jitter": loop.jitter,
+            "wake_up": loop.wake_up,
+            "execution": loop.execution,
+            # From a picture's stamp to the first command of its plan, without the planning.
+            "frame_to_command": run.frame_to_command,
+        }.items():
+            values[f"{name}_p50_ms"] = f"{measured.percentile_ms(50):.3f}"
+            values[f"{name}_p99_ms"] = f"{measured.percentile_ms(99):.3f}"
+            values[f"{name}_max_ms"] = f"{measured.max_ms:.3f}"
         tracking = state is State.TRACKING
         entry = DiagnosticStatus(
             level=DiagnosticStatus.OK if tracking else DiagnosticStatus.WARN,
             name=f"{self.get_name()}: commands",
-            message="tracking" if tracking else f"{state}: {reason}",
-            hardware_id=self._joints.embodiment.name,
+            message="tracking" if tracking else f"{state}: {detail}",
+            hardware_id=self._target.embodiment.name,
             values=[KeyValue(key=key, value=str(value)) for key, value in values.items()],
         )
         array = DiagnosticArray(status=[entry])
         array.header.stamp = self.get_clock().now().to_msg()
         self._diagnostics.publish(array)
+
+    @property
+    def _period_s(self) -> float:
+        return 1 / self._settings.control_rate_hz
+
+    def _moment(self) -> Moment:
+        return Moment(self.now_ns(), time.monotonic_ns())
 
     def _running(self) -> ControlRun:
         assert self._run is not None, "called while the node is not active"
@@ -248,18 +564,23 @@ class ControllerNode(ManagedNode):
 
 
 class ControlRun:
-    """What one activation of the node knows and counts."""
+    """What one activation of the node knows and counts.
 
-    def __init__(
-        self, controller: Controller, reader: JointReader, intervals: IntervalStatistics
-    ) -> None:
+    ``lock``: of the controller, which the loop's thread and the executor's share.
+    """
+
+    def __init__(self, controller: Controller, reader: Measured, loop: DeadlineLoop) -> None:
         self.controller = controller
         self.reader = reader
-        self.intervals = intervals
+        self.loop = loop
+        self.lock = threading.Lock()
+        self.commands = self.failures = 0
+        self.sent: np.ndarray | None = None
+        self.sent_state: State | None = None
+        self.objection = ""  # what the robot's description does not allow
+        self.frame_to_command = Histogram()
         self.rejected_chunks: Counter[Refusal] = Counter()
         self.rejected_joint_states = 0
-        self.logged: tuple[State, str] | None = None
-        self.logged_s = -math.inf
 
 
 def main() -> int:

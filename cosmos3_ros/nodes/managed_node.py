@@ -87,6 +87,11 @@ class ManagedNode(LifecycleNode, ABC):
         subscription = self.create_subscription(kind, topic, callback, qos)
         self.while_active(partial(self.destroy_subscription, subscription))
 
+    def serve(self, kind: type, name: str, callback: Callable[[Any, Any], Any]) -> None:
+        """A service while the node is active."""
+        service = self.create_service(kind, name, callback)
+        self.while_active(partial(self.destroy_service, service))
+
     def repeat(self, period_s: float, callback: Callable[[], None]) -> None:
         """A timer while the node is active, on a steady clock: the node's own may stand or jump."""
         steady = Clock(clock_type=ClockType.STEADY_TIME)

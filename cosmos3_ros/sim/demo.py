@@ -32,7 +32,15 @@ from cosmos3_ros.replay.outcomes import describe
 from cosmos3_ros.replay.report import report
 from cosmos3_ros.replay.summary import Summary, summarise
 from cosmos3_ros.resources import resource
-from cosmos3_ros.sim.team import CONTROL_RATE_HZ, Team, bring_up, start_node, start_team
+from cosmos3_ros.sim.team import (
+    CONTROL_RATE_HZ,
+    Parameters,
+    Team,
+    add_planning_arguments,
+    bring_up,
+    start_node,
+    start_team,
+)
 
 # A busy machine is late now and then, and DDS may take seconds to find the clock at the start.
 LEAST_SHARE_OF_RATE = 0.8
@@ -45,6 +53,7 @@ RECORDED = {
     "action_chunk": "cosmos3_ros/msg/ActionChunk",
     "camera/exterior/image": "sensor_msgs/msg/Image",
     "camera/wrist/image": "sensor_msgs/msg/Image",
+    "controller_status": "cosmos3_ros/msg/ControllerStatus",
     "/diagnostics": "diagnostic_msgs/msg/DiagnosticArray",
     "instruction": "std_msgs/msg/String",
     "joint_command": "sensor_msgs/msg/JointState",
@@ -140,8 +149,14 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     end_on_signals()
     script = SCRIPT if args.instruction is None else (Line(0.0, args.instruction),)
+    policy = {
+        "strategy": args.strategy,
+        "state_ahead": str(args.state_ahead).lower(),
+        "added_latency_s": args.added_latency_ms / 1e3,
+    }
+    bundle = args.bundle or resource("engines", "pico")
     try:
-        demonstrate(args.out, args.seconds, script, args.bundle or resource("engines", "pico"))
+        demonstrate(args.out, args.seconds, script, bundle, policy)
     except (ProcessFailed, ValueError) as error:
         print(f"demo failed: {error}", file=sys.stderr)
         return 1
@@ -159,11 +174,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--bundle", type=Path, help="default: the trained policy that ships, engines/pico"
     )
+    add_planning_arguments(parser)
     return parser
 
 
-def demonstrate(out: Path, seconds: float, script: Sequence[Line], bundle: Path) -> None:
-    """Drive the arm and write what came of it.
+def demonstrate(
+    out: Path, seconds: float, script: Sequence[Line], bundle: Path, policy: Parameters
+) -> None:
+    """Drive the arm and write what came of it. ``policy``: parameters of the policy node.
 
     Raises ProcessFailed naming the process that failed, with the end of its log.
     """
@@ -175,7 +193,7 @@ def demonstrate(out: Path, seconds: float, script: Sequence[Line], bundle: Path)
     os.environ.update(environment)
     with Children(out / "logs", environment) as children:
         recorder = _start_recorder(children, recording)
-        team = start_team(children, bundle, embodiment, sim={}, policy={})
+        team = start_team(children, bundle, embodiment, sim={}, policy=policy)
         # It speaks before the nodes are up: the instruction is there when the policy node is.
         with _directing(script) as director:
             bring_up(children, team)

@@ -21,6 +21,7 @@ import rclpy
 from rclpy.signals import SignalHandlerOptions
 from tqdm import tqdm
 
+from cosmos3_ros.control.overlap import Strategy
 from cosmos3_ros.engine.bundle import Bundle, load_bundle
 from cosmos3_ros.policy.embodiment import load_embodiment
 from cosmos3_ros.processes import Children, ProcessFailed, end_on_signals, ros_environment
@@ -29,13 +30,11 @@ from cosmos3_ros.sim.examiner import Examiner
 from cosmos3_ros.sim.offline import Conditions, Offline
 from cosmos3_ros.sim.scoring import EpisodeResult, score, table
 from cosmos3_ros.sim.tasks import KINDS, Trial, draw_trials
-from cosmos3_ros.sim.team import bring_up, start_team
+from cosmos3_ros.sim.team import add_planning_arguments, bring_up, start_team
 from cosmos3_ros.sim.world import CAMERAS, JOINTS
 
 # Scenes that no demonstration begins with: those have the seed of their training.
 SEED = 1_000_003
-# Rows that are executed before the next plan begins: all of a chunk.
-STRATEGIES = ("newest", "sync")
 
 
 class EvalError(ValueError):
@@ -61,14 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--episodes", type=int, default=50, help="a task (default: %(default)s)")
     add("--bundle", type=Path, help="default: the trained policy that ships, engines/pico")
     add("--seed", type=int, default=SEED, help="of the scenes (default: %(default)s)")
-    add("--added-latency-ms", type=float, default=0.0, help="every plan arrives so much later")
-    add(
-        "--strategy",
-        choices=STRATEGIES,
-        default="newest",
-        help="newest: plan whenever free, the newest plan wins; sync: finish a chunk, then plan "
-        "(default: %(default)s)",
-    )
+    add_planning_arguments(parser)
     add("--shuffle-instruction", action="store_true", help="tell it another episode's instruction")
     add("--black-camera", action="store_true", help="show it black pictures")
     add("--held-out", action="store_true", help="tell it in wordings kept from training")
@@ -139,12 +131,12 @@ def _through_nodes(
         "real_time_factor": args.real_time_factor,
         "black_cameras": str(args.black_camera).lower(),
     }
-    period_s = _plan_period_s(bundle, args.strategy)
     policy = {
         "seed": 1,
         "threads": args.threads,
         "predicted_frame_rate_hz": 0.0,
-        "plan_rate_hz": args.real_time_factor / period_s if period_s else 0.0,
+        "strategy": args.strategy,
+        "state_ahead": str(args.state_ahead).lower(),
         "added_latency_s": args.added_latency_ms / 1e3 / args.real_time_factor,
     }
     logs = args.out.parent / "eval_logs"
@@ -166,16 +158,12 @@ def _offline(
 ) -> Iterator[EpisodeResult]:
     conditions = Conditions(
         added_latency_s=args.added_latency_ms / 1e3,
-        plan_period_s=_plan_period_s(bundle, args.strategy),
+        strategy=Strategy(args.strategy),
+        state_ahead=args.state_ahead,
         black_cameras=args.black_camera,
     )
     with Offline(bundle, conditions, threads=args.threads, seed=1) as twin:
         yield from twin.episodes(trials)
-
-
-def _plan_period_s(bundle: Bundle, strategy: str) -> float:
-    contract = bundle.manifest.contract
-    return contract.chunk / contract.fps if strategy == "sync" else 0.0
 
 
 def _write(args: argparse.Namespace, bundle: Bundle, results: list[EpisodeResult]) -> None:
@@ -187,6 +175,7 @@ def _write(args: argparse.Namespace, bundle: Bundle, results: list[EpisodeResult
         "seed": args.seed,
         "added_latency_ms": args.added_latency_ms,
         "strategy": args.strategy,
+        "state_ahead": args.state_ahead,
         "shuffled_instructions": args.shuffle_instruction,
         "black_cameras": args.black_camera,
         "held_out_wordings": args.held_out,

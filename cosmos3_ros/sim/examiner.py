@@ -17,6 +17,7 @@ from std_srvs.srv import Trigger
 from cosmos3_ros.control.chunk import NS_PER_S, Chunk
 from cosmos3_ros.msg import ActionChunk, PolicyStatus, SimState
 from cosmos3_ros.nodes.chunks import chunk_from_message
+from cosmos3_ros.policy.commands import command_space
 from cosmos3_ros.policy.embodiment import Embodiment
 from cosmos3_ros.processes import Child, Children
 from cosmos3_ros.sim.scoring import EpisodeResult, result_of, seam_jump
@@ -36,6 +37,7 @@ class Examiner(Node):
         use_sim_time = Parameter("use_sim_time", value=True)
         super().__init__("cosmos3_examiner", parameter_overrides=[use_sim_time])
         self._embodiment, self._children, self._team = embodiment, children, team
+        self._space = command_space(embodiment)
         self._judge: Judge | None = None
         self._trial: Trial | None = None
         self._told, self._fault = "", ""
@@ -109,7 +111,7 @@ class Examiner(Node):
     def _follow(self, message: ActionChunk) -> None:
         """What the controller hears, too."""
         self._told = message.instruction
-        chunk = chunk_from_message(message, self._embodiment)
+        chunk = chunk_from_message(message, self._space)
         now_ns = self.get_clock().now().nanoseconds
         # Of the scene before a reset.
         if chunk.stamp_ns > now_ns:

@@ -7,19 +7,23 @@ compute; the next one begins with the first picture after that.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from tokenizers import Tokenizer
 
-from cosmos3_ros.control.chunk import NS_PER_S, Chunk
-from cosmos3_ros.control.controller import Controller, Timeouts
+from cosmos3_ros.control.chunk import NS_PER_S, Chunk, ChunkRefused, Refusal
+from cosmos3_ros.control.controller import Controller, Following, State
 from cosmos3_ros.control.limits import Limits
+from cosmos3_ros.control.overlap import Overlap, Strategy, rows_of
+from cosmos3_ros.control.space import Space
+from cosmos3_ros.control.watchdog import Moment, Timeouts
 from cosmos3_ros.engine.backends import open_backend
 from cosmos3_ros.engine.bundle import TOKENIZER, Bundle
 from cosmos3_ros.policy.embodiment import Embodiment, load_embodiment
-from cosmos3_ros.policy.plan import Observation, Policy, Prompt, draw_noise
+from cosmos3_ros.policy.plan import Observation, Plan, Policy, Prompt, draw_noise
 from cosmos3_ros.sim.scoring import EpisodeResult, result_of, seam_jump
 from cosmos3_ros.sim.tasks import Judge, Trial
 from cosmos3_ros.sim.world import STEP_RATE_HZ, STEPS_PER_FRAME, World
@@ -27,7 +31,8 @@ from cosmos3_ros.sim.world import STEP_RATE_HZ, STEPS_PER_FRAME, World
 # 60 Hz: the multiple of the physics that is nearest to the controller node's 50 Hz.
 STEPS_PER_COMMAND = 3
 # As the controller node's defaults.
-TIMEOUTS = Timeouts(joint_timeout_s=0.25, hold_grace_s=0.1, clock_jump_s=1.0)
+TIMEOUTS = Timeouts()
+BLEND_S = 0.2
 # From a picture's stamp to the chunk's arrival, as was seen through the nodes.
 LATENCY_S = 0.06
 # A clock at zero is one that has not started.
@@ -38,11 +43,12 @@ START_NS = NS_PER_S
 class Conditions:
     """``added_latency_s``: on top of LATENCY_S. ``black_cameras``: the policy sees nothing.
 
-    ``plan_period_s``: a plan begins no sooner than this after the one before it.
+    ``strategy`` and ``state_ahead``: as the policy node's parameters.
     """
 
     added_latency_s: float = 0.0
-    plan_period_s: float = 0.0
+    strategy: Strategy = Strategy.BLEND
+    state_ahead: bool = False
     black_cameras: bool = False
 
 
@@ -64,6 +70,7 @@ class Offline:
         self._conditions = conditions
         self._rng = np.random.default_rng(seed)
         self._prompt: Prompt | None = None
+        self.strategies: set[Strategy] = set()  # that were in force
 
     def __enter__(self) -> Offline:
         return self
@@ -86,6 +93,7 @@ class Offline:
             touched = run.advance()
             world = self._world
             judge.see(run.seconds, touched, world.cubes, world.cube_distances)
+        self.strategies |= run.strategies
         return result_of(trial, judge, run.plans, run.seam_jumps)
 
 
@@ -102,14 +110,25 @@ class _Run:
     ) -> None:
         self.plans = 0
         self.seam_jumps: list[float] = []
+        self.refused: Counter[Refusal] = Counter()
+        self.strategies: set[Strategy] = set()
         self._world, self._policy, self._prompt = world, policy, prompt
         self._conditions, self._rng = conditions, rng
         robot = policy.embodiment
-        self._controller = Controller(Limits(robot.lower, robot.upper, robot.velocity), TIMEOUTS)
+        limits = Limits(
+            Space(robot.width), robot.lower, robot.upper, robot.velocity, robot.acceleration
+        )
+        following = Following(
+            robot.hysteresis, robot.jump, np.full(robot.width, np.nan), blend_s=BLEND_S
+        )
+        contract = policy.contract
+        self._overlap = Overlap(
+            conditions.strategy, contract.chunk, contract.fps, limits.space, following.held
+        )
+        self._controller = Controller(limits, following, TIMEOUTS)
         self._steps = 0
-        self._coming: tuple[int, Chunk] | None = None  # when it arrives, and what
+        self._coming: tuple[int, Plan, int] | None = None  # when it arrives, what, and its stamp
         self._followed: Chunk | None = None
-        self._next_plan_ns = 0
 
     @property
     def seconds(self) -> float:
@@ -132,37 +151,51 @@ class _Run:
         return touched
 
     def _plan(self, now_ns: int) -> None:
-        if self._coming is not None or now_ns < self._next_plan_ns:
+        if self._coming is not None or not self._overlap.may_begin(now_ns):
             return
+        self.strategies.add(self._overlap.strategy)
         conditions, policy = self._conditions, self._policy
         pictures = {view.name: self._world.frame(view.name) for view in policy.embodiment.cameras}
         if conditions.black_cameras:
             pictures = {name: np.zeros_like(picture) for name, picture in pictures.items()}
-        seen = Observation(pictures, channels_of(self._world, policy.embodiment))
-        plan = policy.plan(seen, self._prompt, draw_noise(policy.contract, self._rng))
+        ahead = self._overlap.state_on_arrival(now_ns) if conditions.state_ahead else None
+        state = channels_of(self._world, policy.embodiment) if ahead is None else ahead
+        noise = draw_noise(policy.contract, self._rng)
+        committed = self._overlap.committed(now_ns)
+        plan = policy.plan(Observation(pictures, state), self._prompt, noise, *rows_of(committed))
         self.plans += 1
-        chunk = Chunk(self.plans, now_ns, policy.contract.fps, plan.rows)
         latency_s = LATENCY_S + conditions.added_latency_s
-        self._coming = now_ns + round(latency_s * NS_PER_S), chunk
-        self._next_plan_ns = now_ns + round(conditions.plan_period_s * NS_PER_S)
+        self._coming = now_ns + round(latency_s * NS_PER_S), plan, now_ns
 
     def _deliver(self, now_ns: int) -> None:
         if self._coming is None or now_ns < self._coming[0]:
             return
-        chunk = self._coming[1]
+        _, plan, stamp_ns = self._coming
         self._coming = None
+        start_ns = self._overlap.start_ns(stamp_ns, now_ns)
+        chunk = Chunk(self.plans, stamp_ns, self._policy.contract.fps, plan.rows, start_ns)
+        if chunk.end_ns < now_ns:
+            return
+        self._overlap.published(chunk, now_ns)
         if self._followed is not None:
             speed = self._policy.embodiment.velocity
             self.seam_jumps.append(seam_jump(self._followed, chunk, now_ns, speed))
         self._followed = chunk
-        self._controller.accept(chunk, now_ns)
+        try:
+            self._controller.accept(chunk, Moment(now_ns, now_ns))
+        except ChunkRefused as refused:
+            self.refused[refused.reason] += 1
 
     def _command(self, now_ns: int) -> None:
         robot = self._policy.embodiment
-        self._controller.measure(channels_of(self._world, robot), now_ns, now_ns)
-        command = self._controller.tick(now_ns)
-        if command is not None:
-            self._world.command(joints_of(command.positions, robot))
+        moment = Moment(now_ns, now_ns)
+        self._controller.measure(channels_of(self._world, robot), now_ns, moment)
+        command = self._controller.tick(moment)
+        if command is None:
+            return
+        if command.state is not State.TRACKING:
+            self._overlap.rests(self._controller.plan_id)
+        self._world.command(joints_of(command.positions, robot))
 
 
 def channels_of(world: World, robot: Embodiment) -> np.ndarray:

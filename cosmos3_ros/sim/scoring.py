@@ -11,6 +11,7 @@ import numpy as np
 
 from cosmos3_ros.control.chunk import Chunk
 from cosmos3_ros.control.schedule import Schedule
+from cosmos3_ros.control.space import Space
 from cosmos3_ros.sim.tasks import NEITHER, SUCCESS, WRONG, Judge, Trial
 
 # Two-sided 95 % of the normal distribution.
@@ -64,9 +65,14 @@ def seam_jump(old: Chunk, new: Chunk, now_ns: int, speed: np.ndarray) -> float:
 
     ``speed``: velocity limit of each channel [width].
     """
-    apart = Schedule(new, new.stamp_ns, new.rows[0]).at(now_ns)
-    apart = apart - Schedule(old, old.stamp_ns, old.rows[0]).at(now_ns)
-    return float(np.max(np.abs(apart) / speed))
+    moving, space = np.zeros(len(speed), bool), Space(len(speed))
+    # Before its first row is due a plan says nothing of where the arm should be.
+    seam_ns = max(now_ns, new.due_ns(0))
+    was, will = (
+        Schedule(chunk, chunk.start_ns, chunk.rows[0], space, moving).at(seam_ns).position
+        for chunk in (old, new)
+    )
+    return float(np.max(np.abs(will - was) / speed))
 
 
 def wilson(count: int, total: int) -> tuple[float, float]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from cosmos3_ros.control.overlap import Strategy
 from cosmos3_ros.processes import Child, Children, ProcessFailed
 
 CONTROL_RATE_HZ = 50.0
@@ -42,11 +44,35 @@ def start_team(
     )
 
 
-def start_node(children: Children, name: str, room: str, parameters: Parameters) -> Child:
-    """Start a node's module with parameters."""
+def add_planning_arguments(parser: argparse.ArgumentParser) -> None:
+    """How plans follow each other, and how much later than it is made each one arrives."""
+    parser.add_argument(
+        "--strategy",
+        choices=[str(strategy) for strategy in Strategy],
+        default=str(Strategy.BLEND),
+        help="how plans follow each other (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--state-ahead", action="store_true", help="plan from where the arm will be by then"
+    )
+    parser.add_argument(
+        "--added-latency-ms", type=float, default=0.0, help="every plan arrives so much later"
+    )
+
+
+def start_node(
+    children: Children,
+    name: str,
+    room: str,
+    parameters: Parameters,
+    *words: str,
+    module: str | None = None,
+) -> Child:
+    """Start a node's module with parameters and further ROS arguments. ``module``: where the
+    child's name is another."""
     given = [word for key, value in parameters.items() for word in ("-p", f"{key}:={value}")]
-    module = f"cosmos3_ros.{room}.{name}"
-    return children.start_module(name, module, "--ros-args", *given)
+    path = f"cosmos3_ros.{room}.{module or name}"
+    return children.start_module(name, path, "--ros-args", *given, *words)
 
 
 def bring_up(children: Children, team: Team) -> None:

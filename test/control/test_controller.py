@@ -1,4 +1,4 @@
-"""Track, or hold: what the arm is told, for any sequence of chunks, clocks and measurements."""
+"""Track, hold or stay stopped: what the arm is told, for any sequence of what can happen."""
 
 from __future__ import annotations
 
@@ -9,62 +9,115 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from cosmos3_ros.control.chunk import NS_PER_S, Chunk, ChunkRefused, Refusal
-from cosmos3_ros.control.controller import MAX_STEP_S, Command, Controller, State, Timeouts
+from cosmos3_ros.control.controller import (
+    MAX_STEP_S,
+    Command,
+    Controller,
+    Following,
+    NotReady,
+    State,
+)
 from cosmos3_ros.control.limits import Limits
+from cosmos3_ros.control.space import Space
+from cosmos3_ros.control.watchdog import Moment, Reason, Timeouts
 
 START_NS = 1_763_000_000 * NS_PER_S
 PERIOD_NS = 20_000_000
-LIMITS = Limits(np.array([-2.0, 0.0]), np.array([2.0, 1.0]), np.array([4.0, 8.0]))
-TIMEOUTS = Timeouts(joint_timeout_s=0.25, hold_grace_s=0.1, clock_jump_s=1.0)
+LIMITS = Limits(
+    Space(2),
+    np.array([-2.0, 0.0]),
+    np.array([2.0, 1.0]),
+    np.array([4.0, 8.0]),
+    np.array([20.0, np.inf]),
+)
+HYSTERESIS, JUMP = np.array([np.nan, 0.1]), np.array([1.0, np.inf])
+STAYS = np.full(2, np.nan)
+TIMEOUTS = Timeouts(planner_s=1.5, chunk_s=4.0, observation_s=5.0)
 HOME = np.array([0.5, 0.0])
+PLANNER, TOLD = 77, "touch the red cube"
 
 
-def ramp(plan_id: int = 1, stamp_ns: int = START_NS, rows: int = 10) -> Chunk:
-    """Away from HOME at 1 unit a second in the first channel, at 10 rows a second."""
-    steps = np.arange(1, rows + 1) / 10
-    return Chunk(plan_id, stamp_ns, 10.0, np.column_stack((0.5 + steps, np.zeros(rows))))
+def ns(seconds: float) -> int:
+    return round(seconds * NS_PER_S)
 
 
 class Arm:
-    """A controller, ticked at 50 Hz, beside joint states that say what was last commanded."""
+    """A controller ticked at 50 Hz, beside joint states that say what was last commanded.
 
-    def __init__(self) -> None:
-        self.controller = Controller(LIMITS, TIMEOUTS)
-        self.now_ns = START_NS
+    ``steady_ns`` always runs on; ``now_ns`` is the node's clock, and may be made to jump.
+    """
+
+    def __init__(self, **following: float) -> None:
+        self.controller = Controller(
+            LIMITS, Following(HYSTERESIS, JUMP, STAYS, **following), TIMEOUTS
+        )
+        self.now_ns, self.steady_ns = START_NS, 5 * NS_PER_S
         self.position = HOME
-        self.measuring = True
+        self.measuring = self.planner_lives = True
+
+    @property
+    def moment(self) -> Moment:
+        return Moment(self.now_ns, self.steady_ns)
 
     def tick(self) -> Command:
         if self.measuring:
-            self.controller.measure(self.position, self.now_ns, self.now_ns)
-        command = self.controller.tick(self.now_ns)
+            self.controller.measure(self.position, self.now_ns, self.moment)
+        if self.planner_lives:
+            self.controller.hear(PLANNER, self.steady_ns)
+        command = self.controller.tick(self.moment)
         assert command is not None
         self.position = command.positions
-        self.now_ns += PERIOD_NS
+        self.pass_by(PERIOD_NS)
         return command
+
+    def pass_by(self, passed_ns: int) -> None:
+        self.now_ns += passed_ns
+        self.steady_ns += passed_ns
 
     def run(self, seconds: float) -> list[Command]:
         return [self.tick() for _ in range(round(seconds * NS_PER_S / PERIOD_NS))]
 
+    def ramp(self, plan_id: int = 1, rows: int = 10, age_s: float = 0.0, **other: object) -> Chunk:
+        """Away from HOME at 1 unit a second in the first channel, up to its limit; 10 rows a
+        second."""
+        steps = np.minimum(0.5 + np.arange(1, rows + 1) / 10, 2.0)
+        return self.plan(plan_id, np.column_stack((steps, np.zeros(rows))), age_s, **other)
+
+    def plan(self, plan_id: int, rows: object, age_s: float = 0.0, **other: object) -> Chunk:
+        stamp_ns = self.now_ns - ns(age_s)
+        known = {"planner": PLANNER, "instruction": TOLD, "start_ns": stamp_ns} | other
+        return Chunk(plan_id, stamp_ns, 10.0, np.array(rows, np.float64), **known)  # type: ignore[arg-type]
+
+    def follow(self, chunk: Chunk) -> None:
+        self.controller.accept(chunk, self.moment)
+
     def refusal_of(self, chunk: Chunk) -> Refusal:
         with pytest.raises(ChunkRefused) as caught:
-            self.controller.accept(chunk, self.now_ns)
+            self.controller.accept(chunk, self.moment)
         return caught.value.reason
+
+    @property
+    def reason(self) -> Reason | None:
+        cause = self.controller.cause
+        return None if cause is None else cause.reason
+
+
+def path(commands: list[Command]) -> np.ndarray:
+    return np.array([command.positions[0] for command in commands])
 
 
 def test_before_any_measurement_nothing_is_commanded() -> None:
-    controller = Controller(LIMITS, TIMEOUTS)
-    controller.accept(ramp(), START_NS)
-    assert controller.tick(START_NS) is None
-    assert controller.state is State.WAITING
-    assert controller.reason == "no joint states have arrived"
+    arm = Arm()
+    arm.follow(arm.ramp())
+    assert arm.controller.tick(arm.moment) is None
+    assert arm.controller.state is State.WAITING and arm.reason is Reason.NO_JOINTS
 
 
 def test_before_any_chunk_it_holds_where_the_arm_is() -> None:
     arm = Arm()
     commands = arm.run(0.5)
     assert all(c.state is State.HOLDING and c.positions.tolist() == [0.5, 0.0] for c in commands)
-    assert arm.controller.holds == 0
+    assert arm.reason is Reason.NO_CHUNK and arm.controller.counts.holds == 0
 
 
 def test_a_hold_does_not_follow_an_arm_that_sags() -> None:
@@ -74,90 +127,188 @@ def test_a_hold_does_not_follow_an_arm_that_sags() -> None:
     assert arm.tick().positions.tolist() == HOME.tolist()
 
 
-def test_a_chunk_is_followed_on_time() -> None:
+def test_a_chunk_is_followed_on_time_once_the_arm_is_up_to_speed() -> None:
     arm = Arm()
     arm.tick()
-    arm.controller.accept(ramp(), arm.now_ns)
+    began_ns = arm.now_ns
+    arm.follow(arm.ramp())
     for _ in range(40):
-        elapsed_s = (arm.now_ns - START_NS) / NS_PER_S
+        elapsed_s = (arm.now_ns - began_ns) / NS_PER_S
         command = arm.tick()
         assert command.state is State.TRACKING
-        assert command.positions[0] == pytest.approx(0.5 + elapsed_s, abs=1e-6)
+        if elapsed_s > 0.12:
+            assert command.positions[0] == pytest.approx(0.5 + elapsed_s, abs=1e-6)
+    assert arm.controller.plan_id == 1
 
 
 def test_rows_that_end_are_held_after_the_grace_and_counted_once() -> None:
     arm = Arm()
-    arm.controller.accept(ramp(rows=5), arm.now_ns)
+    arm.follow(arm.ramp(rows=5))
     commands = arm.run(1.0)
     held = [c for c in commands if c.state is State.HOLDING]
     assert len(commands) - len(held) == 31  # 0.5 s of rows, 0.1 s of grace, and both ends
-    assert all(c.positions.tolist() == held[0].positions.tolist() for c in held)
-    assert held[0].positions == pytest.approx([1.0, 0.0])
-    assert arm.controller.holds == 1
-    assert arm.controller.reason == "the chunk has ended"
+    assert path(held) == pytest.approx(1.0, abs=1e-6)
+    assert arm.controller.counts.holds == 1
+    assert arm.controller.counts.causes == {Reason.CHUNK_ENDED: 1}
 
 
-def test_a_newer_chunk_takes_over_without_a_jump() -> None:
+@pytest.mark.parametrize("blend_s", [0.0, 0.2])
+def test_a_newer_chunk_takes_over_within_the_limits(blend_s: float) -> None:
+    arm = Arm(blend_s=blend_s)
+    arm.tick()
+    arm.follow(arm.ramp())
+    before = arm.run(0.3)
+    arm.follow(arm.plan(2, np.tile([0.2, 0.0], (10, 1))))
+    after = arm.run(0.8)
+    steps = np.diff(path([*before, *after]))
+    assert np.all(np.abs(steps) <= 4.0 * 0.02 + 1e-9)
+    assert np.all(np.abs(np.diff(steps)) <= 20.0 * 0.02**2 + 1e-9)
+    assert after[-1].positions == pytest.approx([0.2, 0.0], abs=1e-3)
+
+
+def test_a_chunk_that_fades_in_is_less_of_a_jerk_than_one_that_takes_over_at_once() -> None:
+    def largest_change(blend_s: float) -> float:
+        arm = Arm(blend_s=blend_s)
+        arm.tick()
+        arm.follow(arm.ramp(rows=20))
+        arm.run(0.5)
+        # The new plan lags a tenth behind: as one made from what was seen before the arm moved.
+        arm.follow(arm.plan(2, arm.ramp(rows=10).rows + np.array([0.3, 0.0])))
+        return float(np.abs(np.diff(path(arm.run(0.6)), 2)).max())
+
+    assert largest_change(0.4) < 0.7 * largest_change(0.0)
+
+
+def test_a_gripper_keeps_a_rows_value_until_the_next_and_changes_at_once() -> None:
     arm = Arm()
-    arm.controller.accept(ramp(), arm.now_ns)
-    before = arm.run(0.3)[-1]
-    arm.controller.accept(Chunk(2, arm.now_ns, 10.0, np.tile([0.0, 0.0], (10, 1))), arm.now_ns)
-    after = arm.run(0.3)
-    path = np.array([c.positions[0] for c in [before, *after]])
-    assert np.all(np.abs(np.diff(path)) <= 4.0 * PERIOD_NS / NS_PER_S + 1e-9)
-    assert after[-1].positions == pytest.approx([0.0, 0.0], abs=1e-6)
+    arm.tick()
+    rows = np.tile([0.5, 0.0], (4, 1))
+    rows[2:, 1] = 1.0
+    arm.follow(arm.plan(1, rows))
+    closed = [c.positions[1] for c in arm.run(0.39)]
+    # The limit of its speed alone: 8 a second.
+    assert closed[:10] == pytest.approx([0.0] * 10)
+    assert closed[11:17] == pytest.approx(np.arange(1, 7) * 0.16, abs=0.17)
+    assert closed[-1] == 1.0
+
+
+def test_a_gripper_does_not_follow_what_flickers() -> None:
+    arm = Arm()
+    arm.tick()
+    rows = np.column_stack((np.full(8, 0.5), [0.05, 0.09, 0.0, 0.08, 0.9, 0.97, 0.85, 1.0]))
+    arm.follow(arm.plan(1, rows))
+    closed = np.array([c.positions[1] for c in arm.run(0.79)])
+    assert set(closed[:20].round(9)) <= {0.0, 0.05}
+    assert set(closed[-12:].round(9)) == {0.9}
+
+
+def test_a_hold_brakes_as_the_limits_allow_and_begins_at_once() -> None:
+    arm = Arm()
+    arm.tick()
+    arm.follow(arm.plan(1, np.column_stack((0.5 + np.arange(1, 11) * 0.15, np.zeros(10)))))
+    arm.run(0.5)
+    arm.measuring = False
+    commands = arm.run(0.6)
+    states = [c.state for c in commands]
+    begin = states.index(State.HOLDING)
+    assert begin == 12  # the first tick more than 0.25 s after the last
+    speed = np.diff(path(commands[begin - 2 :])) / 0.02
+    assert speed[0] == pytest.approx(1.5, abs=1e-6)
+    assert np.diff(speed)[:3] == pytest.approx(-0.4)
+    assert speed[5:] == pytest.approx(0.0, abs=1e-12)
 
 
 def test_joint_states_that_stop_end_in_a_hold_and_their_return_ends_it() -> None:
     arm = Arm()
-    arm.controller.accept(ramp(rows=30), arm.now_ns)
+    arm.follow(arm.ramp(rows=30))
     arm.run(0.2)
     arm.measuring = False
-    commands = arm.run(0.4)
-    states = [c.state for c in commands]
-    assert states.index(State.HOLDING) == 12  # the first tick more than 0.25 s after the last
-    last_tracked = commands[11].positions
-    assert all(c.positions.tolist() == last_tracked.tolist() for c in commands[12:])
-    assert arm.controller.reason == "joint states are older than 0.25 s"
+    arm.run(0.4)
+    assert arm.reason is Reason.JOINTS_STALE
     arm.measuring = True
     assert arm.tick().state is State.TRACKING
-    assert arm.controller.holds == 1
+    assert arm.controller.counts.holds == 1
 
 
 def test_old_stamps_on_new_joint_states_do_not_keep_an_arm_moving() -> None:
     arm = Arm()
-    arm.controller.accept(ramp(), arm.now_ns)
+    arm.follow(arm.ramp())
     arm.tick()
     arm.measuring = False
     for _ in range(20):
-        arm.controller.measure(HOME, START_NS, arm.now_ns)
+        arm.controller.measure(HOME, START_NS, arm.moment)
         arm.tick()
     assert arm.controller.state is State.HOLDING
 
 
-@pytest.mark.parametrize("jump_s", [-10.0, -0.001, 10.0])
-def test_a_jump_of_the_clock_flushes_the_chunk_and_holds_where_the_arm_is(jump_s: float) -> None:
+def test_a_planner_that_falls_silent_ends_in_a_hold_though_rows_are_left() -> None:
     arm = Arm()
-    arm.controller.accept(ramp(rows=300), arm.now_ns)
-    arm.run(0.5)
-    arm.position = measured = np.array([0.8, 0.0])
-    arm.now_ns += round(jump_s * NS_PER_S) - PERIOD_NS * (jump_s < 0)
-    commands = arm.run(0.2)
-    assert all(c.state is State.HOLDING for c in commands)
-    assert all(c.positions.tolist() == measured.tolist() for c in commands)
-    assert arm.controller.holds == 1
-    assert "the clock jumped by" in arm.controller.reason
+    arm.follow(arm.ramp(rows=100))
+    arm.run(0.2)
+    arm.planner_lives = False
+    arm.run(1.45)
+    assert arm.controller.state is State.TRACKING
+    arm.run(0.1)
+    assert arm.controller.state is State.HOLDING and arm.reason is Reason.PLANNER_SILENT
+    arm.planner_lives = True
+    assert arm.tick().state is State.TRACKING
 
 
-def test_after_a_jump_the_first_new_measurement_is_held() -> None:
+def test_a_chunk_that_nothing_replaces_ends_in_a_hold_though_rows_are_left() -> None:
+    arm = Arm()
+    arm.follow(arm.ramp(rows=100))
+    arm.run(3.9)
+    assert arm.controller.state is State.TRACKING
+    arm.run(0.2)
+    assert arm.reason is Reason.CHUNK_STALE
+
+
+def test_a_chunk_of_an_old_observation_ends_in_a_hold_though_rows_are_left() -> None:
+    arm = Arm()
+    arm.follow(arm.plan(1, np.tile(HOME, (100, 1)), age_s=3.0, start_ns=arm.now_ns))
+    arm.run(1.9)
+    assert arm.controller.state is State.TRACKING
+    arm.run(0.2)
+    assert arm.reason is Reason.OBSERVATION_STALE
+
+
+def test_a_control_loop_that_was_late_holds_for_a_tick_and_sets_off_from_rest() -> None:
+    arm = Arm()
+    arm.tick()
+    arm.follow(arm.ramp(rows=30))
+    before = arm.run(0.4)[-1].positions[0]
+    arm.pass_by(ns(0.15))
+    late = arm.tick()
+    assert late.state is State.HOLDING and arm.reason is Reason.OVERRUN
+    assert late.positions[0] == before
+    after = arm.run(0.1)
+    assert after[0].state is State.TRACKING
+    assert after[0].positions[0] - before == pytest.approx(20.0 * 0.02**2)
+
+
+@pytest.mark.parametrize("jump_s", [-10.0, -0.03, 10.0])
+def test_a_jump_of_the_clock_forgets_the_chunk_and_brakes(jump_s: float) -> None:
+    arm = Arm()
+    arm.tick()
+    arm.follow(arm.ramp(rows=300))
+    before = arm.run(0.5)
+    arm.now_ns += ns(jump_s)
+    after = arm.run(0.4)
+    assert all(c.state is State.HOLDING for c in after)
+    steps = np.diff(path([*before, *after]))
+    assert np.all(np.abs(np.diff(steps)) <= 20.0 * 0.02**2 + 1e-9)
+    assert steps[-5:] == pytest.approx(0.0, abs=1e-12)
+    assert arm.controller.counts.causes == {Reason.CLOCK_JUMPED: 1}
+    assert "the clock jumped by" in str(arm.controller.cause)
+
+
+def test_after_a_jump_an_arm_that_was_put_elsewhere_is_held_there() -> None:
     """A simulator that restarted put the arm elsewhere, and says so after its clock."""
     arm = Arm()
     arm.run(0.1)
-    arm.position = sagged = np.array([0.4, 0.0])
-    assert arm.tick().positions.tolist() == HOME.tolist()
     arm.measuring = False
     arm.now_ns -= 10 * NS_PER_S
-    assert arm.tick().positions.tolist() == sagged.tolist()
+    assert arm.tick().positions.tolist() == HOME.tolist()
     arm.position, arm.measuring = np.array([-1.0, 0.5]), True
     assert arm.tick().positions.tolist() == [-1.0, 0.5]
 
@@ -169,144 +320,297 @@ def test_a_measurement_from_before_a_jump_back_is_not_held_after_it() -> None:
     arm.measuring = False
     arm.now_ns -= 10 * NS_PER_S
     arm.tick()
-    old, new = np.array([0.7, 0.7]), np.array([-1.0, 0.5])
-    arm.controller.measure(old, before_ns, arm.now_ns)
+    old, new = np.array([1.7, 0.7]), np.array([-1.0, 0.5])
+    arm.controller.measure(old, before_ns, arm.moment)
     assert arm.tick().positions.tolist() == HOME.tolist()
-    arm.controller.measure(new, arm.now_ns, arm.now_ns)
+    arm.controller.measure(new, arm.now_ns, arm.moment)
     assert arm.tick().positions.tolist() == new.tolist()
     # Stamps that are a little ahead are of this clock.
     arm.now_ns -= 10 * NS_PER_S
     arm.tick()
-    arm.controller.measure(old, arm.now_ns + NS_PER_S // 2, arm.now_ns)
+    arm.controller.measure(old, arm.now_ns + NS_PER_S // 2, arm.moment)
     assert arm.tick().positions.tolist() == old.tolist()
 
 
 def test_after_a_jump_back_plans_count_from_wherever_they_do() -> None:
     arm = Arm()
-    arm.controller.accept(ramp(plan_id=50), arm.now_ns)
+    arm.follow(arm.ramp(plan_id=50))
     arm.run(0.5)
     arm.now_ns -= 10 * NS_PER_S
     # Arrives before the next tick has seen the clock.
-    arm.controller.accept(ramp(plan_id=7, stamp_ns=arm.now_ns), arm.now_ns)
+    arm.follow(arm.plan(7, np.tile([1.0, 0.0], (9, 1))))
     assert arm.tick().state is State.TRACKING
 
 
 def test_refused_chunks_leave_the_present_one_in_force() -> None:
     arm = Arm()
-    arm.controller.accept(ramp(plan_id=5, rows=20), arm.now_ns)
+    arm.tick()
+    arm.follow(arm.ramp(plan_id=5, rows=20))
+    began_ns = arm.now_ns
+    arm.controller.instruct(TOLD)
     arm.run(0.3)
-    now_ns = arm.now_ns
-    assert arm.refusal_of(ramp(5, now_ns)) is Refusal.OUT_OF_ORDER
-    assert arm.refusal_of(ramp(4, now_ns)) is Refusal.OUT_OF_ORDER
-    assert arm.refusal_of(ramp(1, START_NS)) is Refusal.OUT_OF_ORDER
-    assert arm.refusal_of(ramp(6, now_ns - 2 * NS_PER_S)) is Refusal.STALE
-    assert arm.refusal_of(ramp(6, now_ns + 2 * NS_PER_S)) is Refusal.FUTURE
-    assert arm.refusal_of(Chunk(6, now_ns, 10.0, np.zeros((5, 3)))) is Refusal.WRONG_WIDTH
-    elapsed_s = (arm.now_ns - START_NS) / NS_PER_S
+    for refusal, chunk in {
+        Refusal.DUPLICATE: arm.ramp(5),
+        Refusal.OUT_OF_ORDER: arm.ramp(4),
+        Refusal.STALE: arm.ramp(6, age_s=2.0),
+        Refusal.FUTURE: arm.ramp(6, age_s=-2.0),
+        Refusal.WRONG_WIDTH: arm.plan(6, np.zeros((5, 3))),
+        Refusal.WRONG_INSTRUCTION: arm.ramp(6, instruction="touch the blue cube"),
+        Refusal.ANOTHER_PLANNER: arm.ramp(6, planner=PLANNER + 1),
+        Refusal.OUT_OF_RANGE: arm.plan(6, [[0.8, 0.0], [2.3, 0.0]]),
+        Refusal.JUMP: arm.plan(6, np.tile([1.9, 0.0], (5, 1)), age_s=0.2),
+    }.items():
+        assert arm.refusal_of(chunk) is refusal
+    elapsed_s = (arm.now_ns - began_ns) / NS_PER_S
     command = arm.tick()
     assert command.state is State.TRACKING
     assert command.positions[0] == pytest.approx(0.5 + elapsed_s, abs=1e-6)
 
 
-def test_a_planner_that_restarted_is_followed_again() -> None:
+def test_a_row_a_little_outside_the_limits_is_limited_and_counted() -> None:
     arm = Arm()
-    arm.controller.accept(ramp(plan_id=90), arm.now_ns)
+    arm.position = np.array([1.8, 0.0])
+    arm.follow(arm.plan(1, np.tile([2.1, -0.03], (30, 1))))
+    commands = arm.run(2.0)
+    assert commands[-1].positions == pytest.approx([2.0, 0.0], abs=1e-3)
+    assert np.all(path(commands) <= 2.0)
+    assert arm.controller.counts.saturated == pytest.approx(100, abs=1)
+
+
+def test_chunks_before_any_instruction_are_followed() -> None:
+    arm = Arm()
+    arm.follow(arm.ramp(instruction="whatever a bag says"))
+    assert arm.tick().state is State.TRACKING
+
+
+def test_a_planner_that_ended_or_fell_silent_makes_way_for_another() -> None:
+    arm = Arm()
+    arm.follow(arm.ramp(plan_id=90))
     arm.run(0.3)
-    arm.controller.accept(ramp(plan_id=1, stamp_ns=arm.now_ns), arm.now_ns)
-    arm.controller.accept(ramp(plan_id=2, stamp_ns=arm.now_ns), arm.now_ns)
+    arm.controller.hear(PLANNER, arm.steady_ns, alive=False)
+    arm.planner_lives = False
+    arm.follow(arm.ramp(plan_id=1, planner=5))
+    arm.follow(arm.ramp(plan_id=2, planner=5))
+    assert arm.refusal_of(arm.ramp(plan_id=3, planner=6)) is Refusal.ANOTHER_PLANNER
+    arm.run(1.6)
+    arm.follow(arm.plan(1, np.tile(arm.position, (9, 1)), planner=6))
+    assert arm.tick().state is State.TRACKING
 
 
-def test_a_restarted_planner_is_followed_though_its_first_plan_came_too_late() -> None:
+def test_a_stop_brakes_and_stays_until_it_is_told_to_resume() -> None:
     arm = Arm()
-    arm.controller.accept(ramp(plan_id=90), arm.now_ns)
-    arm.run(2.0)
-    late = Chunk(1, START_NS + 1, 10.0, np.zeros((1, 2)))
-    assert arm.refusal_of(late) is Refusal.STALE
-    arm.controller.accept(ramp(plan_id=2, stamp_ns=arm.now_ns), arm.now_ns)
+    arm.tick()
+    arm.follow(arm.ramp(rows=40))
+    arm.run(0.4)
+    arm.controller.stop("the button")
+    stopped = arm.run(0.3)
+    assert all(c.state is State.STOPPED for c in stopped)
+    assert np.diff(path(stopped))[-3:] == pytest.approx(0.0, abs=1e-12)
+    # A good chunk is taken for a sign of life, and not followed.
+    arm.follow(arm.plan(2, np.tile(arm.position, (9, 1))))
+    assert arm.tick().state is State.STOPPED
+    assert str(arm.controller.cause) == "the button"
+    arm.controller.resume(arm.moment)
+    assert arm.tick().state is State.HOLDING and arm.reason is Reason.NO_CHUNK
+    arm.follow(arm.plan(3, np.tile(arm.position, (9, 1))))
+    assert arm.tick().state is State.TRACKING
 
 
-def test_positions_outside_the_limits_are_clamped_and_counted() -> None:
+def test_it_does_not_resume_while_an_input_is_missing() -> None:
     arm = Arm()
-    far = Chunk(1, START_NS, 10.0, np.tile([9.0, -3.0], (20, 1)))
-    arm.controller.accept(far, arm.now_ns)
-    commands = arm.run(1.0)
-    assert commands[-1].positions.tolist() == [2.0, 0.0]
-    assert arm.controller.saturated == pytest.approx(50, abs=1)
+    arm.tick()
+    arm.controller.stop("the button")
+    arm.measuring = False
+    arm.run(0.4)
+    with pytest.raises(NotReady, match="joint states are older than 0.25 s"):
+        arm.controller.resume(arm.moment)
+    arm.measuring, arm.planner_lives = True, False
+    arm.run(1.6)
+    with pytest.raises(NotReady, match="the planner was not heard for more than 1.5 s"):
+        arm.controller.resume(arm.moment)
+    assert arm.tick().state is State.STOPPED
+    arm.planner_lives = True
+    arm.tick()
+    arm.controller.resume(arm.moment)
+    assert arm.tick().state is State.HOLDING
 
 
-def test_a_stall_of_the_process_is_not_made_up_for_in_one_step() -> None:
+def test_every_transition_is_told_once_with_its_cause() -> None:
     arm = Arm()
-    arm.controller.accept(Chunk(1, START_NS, 100.0, np.tile([2.0, 0.0], (200, 1))), arm.now_ns)
-    before = arm.tick().positions[0]
-    arm.now_ns += round(0.9 * NS_PER_S)
-    assert arm.tick().positions[0] == pytest.approx(before + 4.0 * MAX_STEP_S)
+    arm.tick()
+    arm.follow(arm.ramp(plan_id=3, rows=5))
+    arm.run(1.0)
+    arm.controller.stop("the button")
+    arm.run(0.1)
+    told = [
+        (t.state, t.cause and t.cause.reason, t.plan_id) for t in arm.controller.take_transitions()
+    ]
+    assert told == [
+        (State.HOLDING, Reason.NO_CHUNK, 0),
+        (State.TRACKING, None, 3),
+        (State.HOLDING, Reason.CHUNK_ENDED, 3),
+        (State.STOPPED, Reason.STOPPED, 0),
+    ]
+    assert arm.controller.take_transitions() == []
+    assert arm.controller.counts.transitions == 4
+
+
+def test_a_base_comes_to_a_stop_when_it_holds() -> None:
+    """Its channels are velocities: to hold them would be to drive on."""
+    limits = Limits(Space(2), -np.ones(2), np.ones(2), np.full(2, 2.0), np.full(2, np.inf))
+    following = Following(np.full(2, np.nan), np.full(2, np.inf), np.zeros(2))
+    controller = Controller(limits, following, TIMEOUTS)
+    told = []
+    for tick in range(150):
+        moment = Moment(START_NS + tick * PERIOD_NS, tick * PERIOD_NS)
+        controller.measure(np.zeros(2), moment.now_ns, moment)
+        controller.hear(1, moment.steady_ns)
+        if tick == 1:
+            rows = np.tile([0.5, -0.2], (10, 1))
+            stamp_ns = moment.now_ns
+            controller.accept(Chunk(1, stamp_ns, 10.0, rows, stamp_ns, planner=1), moment)
+        command = controller.tick(moment)
+        assert command is not None
+        told.append(command)
+    driving = [c for c in told if c.state is State.TRACKING]
+    assert driving[-1].positions == pytest.approx([0.5, -0.2])
+    # 2 m/s² from 0.5 m/s.
+    held = told[[c.state for c in told].index(State.TRACKING) + len(driving) :]
+    assert held[0].positions == pytest.approx([0.46, -0.16])
+    assert held[13].positions == pytest.approx([0.0, 0.0], abs=1e-9)
+    assert controller.is_at_rest
+
+
+def test_a_forecast_is_what_comes_when_nothing_else_does() -> None:
+    arm = Arm(blend_s=0.3)
+    arm.tick()
+    arm.follow(arm.ramp(rows=8))
+    arm.run(0.4)
+    arm.follow(arm.plan(2, np.column_stack((0.9 + np.arange(1, 9) * 0.05, np.zeros(8)))))
+    arm.tick()
+    moment = Moment(arm.now_ns - PERIOD_NS, arm.steady_ns - PERIOD_NS)
+    forecast = arm.controller.forecast(moment, 0.02)
+    came = np.array([c.positions for c in arm.run(0.8)])
+    assert forecast[:38] == pytest.approx(came[:38], abs=1e-9)
+    assert forecast[-1] == pytest.approx([1.3, 0.0], abs=1e-3)
+    arm.controller.stop("the button")
+    arm.tick()
+    assert len(arm.controller.forecast(arm.moment, 0.02)) == 1, "it rests already"
 
 
 def test_a_measurement_that_is_not_finite_is_ignored() -> None:
-    controller = Controller(LIMITS, TIMEOUTS)
-    controller.measure(np.array([np.nan, 0.0]), START_NS, START_NS)
-    assert controller.tick(START_NS) is None
+    arm = Arm()
+    arm.controller.measure(np.array([np.nan, 0.0]), START_NS, arm.moment)
+    assert arm.controller.tick(arm.moment) is None
 
 
-# Anything may happen in any order: each event comes with the time the clock shows at it.
+# Anything may happen in any order: each event comes so long after the one before it, by the steady
+# clock, and with such a jump of the node's.
+numbers = st.floats(-3, 3) | st.floats(-1e3, 1e3) | st.just(np.nan)
 event = st.one_of(
     st.tuples(st.just("tick"), st.none()),
-    st.tuples(
-        st.just("measure"), arrays(np.float64, 2, elements=st.floats(allow_nan=True, width=32))
-    ),
+    st.tuples(st.just("measure"), arrays(np.float64, 2, elements=numbers)),
+    st.tuples(st.just("hear"), st.tuples(st.integers(1, 2), st.booleans())),
+    st.tuples(st.just("instruct"), st.sampled_from(["a", "b"])),
+    st.tuples(st.just("stop"), st.none()),
+    st.tuples(st.just("resume"), st.none()),
     st.tuples(
         st.just("accept"),
         st.tuples(
-            st.integers(0, 5),
-            st.floats(-1.0, 1.0),
+            st.integers(0, 9),
+            st.floats(-1.0, 6.0),
+            st.floats(0.0, 2.0),
             st.floats(1.0, 100.0),
-            arrays(
-                np.float64,
-                st.tuples(st.integers(1, 6), st.integers(1, 3)),
-                elements=st.floats(-1e3, 1e3) | st.just(np.nan),
-            ),
+            arrays(np.float64, st.tuples(st.integers(1, 20), st.integers(1, 3)), elements=numbers),
+            st.integers(1, 2),
+            st.sampled_from(["a", "b"]),
         ),
     ),
 )
-steps_ns = st.one_of(
-    st.integers(0, 50_000_000), st.integers(0, 3 * NS_PER_S), st.integers(-3 * NS_PER_S, 0)
+waits_ns = st.integers(0, ns(0.05)) | st.integers(0, ns(0.05)) | st.integers(0, ns(3))
+jumps_ns = st.just(0) | st.just(0) | st.just(0) | st.integers(-ns(12), ns(12))
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    st.lists(st.tuples(waits_ns, jumps_ns, event), max_size=80),
+    st.sampled_from([0.0, 0.3]),
 )
-
-
-@settings(max_examples=300, deadline=None)
-@given(st.lists(st.tuples(steps_ns, event), max_size=60))
-def test_whatever_happens_every_command_is_finite_and_inside_the_limits(events: list) -> None:
-    controller = Controller(LIMITS, TIMEOUTS)
-    now_ns = START_NS
-    last: tuple[int, np.ndarray] | None = None  # None after a jump: the arm may be anywhere
-    measured = False
-    elsewhere = True  # the next measurement is where the arm is held
-    for step_ns, (kind, argument) in [(0, ("tick", None)), *events]:
-        now_ns += step_ns
-        if not 0 <= step_ns <= NS_PER_S:
-            last, elsewhere = None, True
+def test_whatever_happens_no_command_leaves_the_limits_or_follows_what_is_stale(
+    events: list, blend_s: float
+) -> None:
+    controller = Controller(LIMITS, Following(HYSTERESIS, JUMP, STAYS, 0.05, blend_s), TIMEOUTS)
+    now_ns, steady_ns = START_NS, 5 * NS_PER_S
+    last: tuple[Moment, np.ndarray, np.ndarray] | None = None  # when, where, how fast
+    measured_ns = heard_ns = accepted_ns = observed_ns = end_ns = None
+    for wait_ns, jump_ns, (kind, argument) in events:
+        steady_ns += wait_ns
+        now_ns += wait_ns + jump_ns
+        moment = Moment(now_ns, steady_ns)
         if kind == "measure":
-            controller.measure(argument, now_ns, now_ns)
-            if np.all(np.isfinite(argument)):
-                measured = True
-                last, elsewhere = (None if elsewhere else last), False
-        elif kind == "accept":
-            plan_id, age_s, rate_hz, rows = argument
+            controller.measure(argument, now_ns, moment)
+            measured_ns = now_ns if np.all(np.isfinite(argument)) else measured_ns
+        elif kind == "hear":
+            controller.hear(argument[0], steady_ns, alive=argument[1])
+            heard_ns = steady_ns
+        elif kind == "instruct":
+            controller.instruct(argument)
+        elif kind == "stop":
+            controller.stop("told to")
+        elif kind == "resume":
             try:
-                stamp_ns = now_ns - round(age_s * NS_PER_S)
-                controller.accept(Chunk(plan_id, stamp_ns, rate_hz, rows.copy()), now_ns)
-            except ChunkRefused:
+                controller.resume(moment)
+            except NotReady:
                 pass
+        elif kind == "accept":
+            plan_id, age_s, late_s, rate_hz, rows, planner, instruction = argument
+            stamp_ns = now_ns - ns(age_s)
+            try:
+                chunk = Chunk(
+                    plan_id, stamp_ns, rate_hz, rows.copy(), stamp_ns + ns(late_s), planner,
+                    instruction,
+                )  # fmt: skip
+                controller.accept(chunk, moment)
+            except ChunkRefused:
+                continue
+            heard_ns = accepted_ns = steady_ns
+            observed_ns, end_ns = stamp_ns, chunk.end_ns
         else:
-            command = controller.tick(now_ns)
-            assert (command is not None) == measured
+            command = controller.tick(moment)
             if command is None:
                 continue
-            assert np.all(np.isfinite(command.positions))
-            assert np.all(command.positions >= LIMITS.lower)
-            assert np.all(command.positions <= LIMITS.upper)
+            position = command.positions
+            assert np.all(np.isfinite(position))
+            assert np.all(LIMITS.lower <= position) and np.all(position <= LIMITS.upper)
+            if command.state is State.TRACKING:
+                assert None not in (measured_ns, heard_ns, accepted_ns, observed_ns, end_ns)
+                assert now_ns - measured_ns <= ns(TIMEOUTS.joint_s)
+                assert steady_ns - heard_ns <= ns(TIMEOUTS.planner_s)
+                assert steady_ns - accepted_ns <= ns(TIMEOUTS.chunk_s)
+                assert now_ns - observed_ns <= ns(TIMEOUTS.observation_s)
+                assert now_ns <= end_ns + ns(TIMEOUTS.grace_s)
+                assert last is not None and steady_ns - last[0].steady_ns <= ns(TIMEOUTS.overrun_s)
+            velocity = np.zeros(2)
             if last is not None:
-                dt_s = min((now_ns - last[0]) / NS_PER_S, MAX_STEP_S)
-                step = np.abs(command.positions - last[1])
-                assert np.all(step <= LIMITS.velocity * dt_s + 1e-9)
-            last = (now_ns, command.positions)
+                before, was, speed = last
+                passed_ns = now_ns - before.now_ns
+                if not 0 <= passed_ns <= ns(TIMEOUTS.clock_jump_s):
+                    passed_ns = steady_ns - before.steady_ns
+                dt_s = min(passed_ns / NS_PER_S, MAX_STEP_S)
+                moved = position - was
+                # Where somebody else has moved the arm, it is held there.
+                elsewhere = command.state is not State.TRACKING and np.any(
+                    np.abs(moved) > LIMITS.velocity * dt_s + 1e-9
+                )
+                if not elsewhere:
+                    assert np.all(np.abs(moved) <= LIMITS.velocity * dt_s + 1e-9)
+                    if dt_s > 1e-4:
+                        velocity = moved / dt_s
+                        if (
+                            controller.cause is None
+                            or controller.cause.reason is not Reason.OVERRUN
+                        ):
+                            assert abs(velocity[0] - speed[0]) <= 20.0 * dt_s + 1e-4
+                    else:
+                        velocity = speed
+            last = (moment, position, velocity)

@@ -517,8 +517,11 @@ def step_feeds(contract: Contract, rng: np.random.Generator) -> dict[str, np.nda
     place = np.zeros(contract.history, np.float32)
     place[1] = 1
     feeds["coefficients"][3:] = 0
+    held = rng.uniform(0, 1, noisy.shape).astype(np.float32)
+    held[4:8] = np.array([0, 1, 0, 1])[:, None]
     return feeds | {
         "noisy_rows": noisy,
+        "held_rows": held,
         "place": place,
         "guidance": np.array([3.0], np.float32),
     }
@@ -537,6 +540,9 @@ def test_a_step_is_the_sampler_on_the_guided_velocity(tiny: Exported) -> None:
     for kind, plural in (("latent", "latents"), ("row", "rows")):
         free = feeds[f"unconditional_{kind}"]
         velocity = free + 3.0 * (feeds[f"conditional_{kind}"] - free)
+        if kind == "row":
+            held, straight = feeds["held_rows"], feeds["start_rows"] - feeds["clean_rows"]
+            velocity = (1 - held) * velocity + held * straight
         history = feeds[f"{kind}_history"].copy()
         history[1] = velocity if kind == "row" else velocity[0]
         assert np.abs(made[f"next_{kind}_history"] - history).max() < 1e-5
@@ -555,6 +561,7 @@ def test_a_step_does_not_touch_what_is_not_used(tiny: Exported) -> None:
     contract = tiny.bundle.manifest.contract
     feeds = step_feeds(contract, np.random.default_rng(0))
     feeds["guidance"][:] = 1
+    feeds["held_rows"][:2] = 0
     clean = run_step(tiny, feeds)
     for kind in ("latent", "row"):
         feeds[f"{kind}_history"][2:] = np.nan  # no coefficient reads it
@@ -567,7 +574,9 @@ def test_a_step_does_not_touch_what_is_not_used(tiny: Exported) -> None:
         assert (made[name] == clean[name]).all()
     for kind in ("latent", "row"):
         entered = made[f"next_{kind}_history"][1]
-        assert (entered == feeds[f"conditional_{kind}"].reshape(entered.shape)).all()
+        free = feeds["held_rows"] == 0 if kind == "row" else np.True_
+        conditional = feeds[f"conditional_{kind}"].reshape(entered.shape)
+        assert (np.where(free, entered, 0) == np.where(free, conditional, 0)).all()
 
 
 @pytest.mark.parametrize(

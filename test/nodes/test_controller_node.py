@@ -27,19 +27,22 @@ from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import JointState
-from std_msgs.msg import Float64, Float64MultiArray
+from std_msgs.msg import Float64, Float64MultiArray, String
+from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
 from cosmos3_ros.control.chunk import NS_PER_S, Chunk
-from cosmos3_ros.msg import ActionChunk
+from cosmos3_ros.msg import ActionChunk, ControllerStatus, PolicyStatus
 from cosmos3_ros.nodes.chunks import message_from_chunk
 from cosmos3_ros.nodes.commands import COMMAND_INTERFACES
 from cosmos3_ros.nodes.controller_node import ControllerNode
+from cosmos3_ros.nodes.parameters import qos_profile
+from cosmos3_ros.policy.commands import command_space
 from cosmos3_ros.policy.embodiment import load_embodiment
 
 pytestmark = pytest.mark.timeout(60)
 
-PANDA = load_embodiment("sim_panda")
+PANDA = command_space(load_embodiment("sim_panda"))
 ARM = [f"panda_joint{i}" for i in range(1, 8)]
 FINGER = "panda_finger_joint1"
 HOME = np.array([0.0, 0.3, 0.0, -2.3, 0.0, 2.6, 0.8, 0.0])  # channels; the gripper open
@@ -72,6 +75,13 @@ class Graph:
         self.gripper_state = self.robot.create_publisher(Float64, "gripper_state", 10)
         self.chunks = self.robot.create_publisher(ActionChunk, "action_chunk", 10)
         self.clock = self.robot.create_publisher(Clock, "/clock", 10)
+        latched = qos_profile("reliable", 1, transient_local=True)
+        self.instruction = self.robot.create_publisher(String, "instruction", latched)
+        self.policy_status = self.robot.create_publisher(PolicyStatus, "status", latched)
+        self.states: list[ControllerStatus] = []
+        self.robot.create_subscription(
+            ControllerStatus, "controller_status", self.states.append, latched
+        )
         self.commands: list[Any] = []
         self.diagnostics: list[DiagnosticStatus] = []
         topic = given.get("command_interface", "joint_command")
@@ -117,17 +127,13 @@ class Graph:
         assert self.until(lambda: all(self.node.count_publishers(t) for t in discovered))
         assert self.until(lambda: len(self.commands) > 0)
 
-    def ramp(self, plan_id: int = 1, seconds: float = 2.0) -> ActionChunk:
+    def ramp(self, plan_id: int = 1, seconds: float = 2.0, **other: Any) -> ActionChunk:
         """The first joint away from HOME at SPEED, from the time of the stamp."""
         rows = np.tile(HOME, (round(seconds * 15), 1))
         rows[:, 0] += SPEED * np.arange(1, len(rows) + 1) / 15
-        return message_from_chunk(
-            Chunk(plan_id, self.time_ns(), 15.0, rows),
-            PANDA,
-            instruction="",
-            committed_rows=0,
-            plan_latency_s=0.0,
-        )
+        now_ns = self.time_ns()
+        chunk = Chunk(plan_id, now_ns, 15.0, rows, now_ns, **other)
+        return message_from_chunk(chunk, PANDA, committed_rows=0)
 
     def track(self, chunk: ActionChunk) -> None:
         """Send a chunk, and wait until the arm moves by it."""
@@ -136,6 +142,17 @@ class Graph:
         start = self.commands[-1].position[0]
         assert self.until(lambda: self.commands[-1].position[0] > start + 0.05)
         del self.commands[:began]
+
+    def call(self, service: str) -> Trigger.Response:
+        """Call ~/stop or ~/resume as an operator does."""
+        client = self.robot.create_client(Trigger, f"/cosmos3_controller/{service}")
+        assert self.until(client.service_is_ready)
+        future = client.call_async(Trigger.Request())
+        assert self.until(future.done)
+        return future.result()
+
+    def enters(self, state: int, seconds: float = 5.0) -> bool:
+        return self.until(lambda: bool(self.states) and self.states[-1].state == state, seconds)
 
     def values(self) -> dict[str, str]:
         """The controller's diagnostics, once a new one has come."""
@@ -183,7 +200,7 @@ def test_before_a_chunk_it_holds_where_the_arm_is_at_the_control_rate(graph: Mak
     assert float(values["command_jitter_p50_ms"]) < 10
     assert float(values["command_jitter_p50_ms"]) <= float(values["command_jitter_p99_ms"])
     assert float(values["command_jitter_p99_ms"]) <= float(values["command_jitter_max_ms"])
-    assert (values["state"], values["reason"]) == ("holding", "no chunk has arrived")
+    assert (values["state"], values["reason"]) == ("holding", "no_chunk")
     assert values["holds"] == "0"
 
 
@@ -218,7 +235,7 @@ def test_rows_that_end_are_held_to_the_last_value(graph: Maker) -> None:
     g.spin(0.8)
     g.commands.clear()
     values = g.values()
-    assert (values["state"], values["reason"]) == ("holding", "the chunk has ended")
+    assert (values["state"], values["reason"]) == ("holding", "chunk_ended")
     assert values["holds"] == "1"
     assert g.until(lambda: len(g.commands) > 20)
     assert first_joint(g.commands) == pytest.approx([SPEED * 0.6] * len(g.commands))
@@ -233,11 +250,119 @@ def test_joint_states_that_stop_end_in_a_hold_that_keeps_speaking(graph: Maker) 
     held = first_joint(g.commands)[-1]
     g.commands.clear()
     values = g.values()
-    assert "joint states are older than 0.25 s" in values["reason"]
+    assert values["detail"] == "joint states are older than 0.25 s"
     assert g.until(lambda: len(g.commands) > 20)
     assert set(first_joint(g.commands)) == {held}
     g.measuring = True
     assert g.until(lambda: first_joint(g.commands)[-1] > held + 0.05), "it tracks again"
+
+
+def test_a_stop_holds_until_resume_and_every_transition_is_published(graph: Maker) -> None:
+    g = graph()
+    g.activate()
+    g.track(g.ramp(plan_id=7, seconds=6.0))
+    assert g.enters(ControllerStatus.STATE_TRACKING)
+    assert g.states[-1].plan_id == 7
+    assert g.call("stop").success
+    assert g.enters(ControllerStatus.STATE_STOPPED)
+    assert (g.states[-1].reason, g.states[-1].detail) == ("stopped", "~/stop was called")
+    g.spin(0.3)
+    g.commands.clear()
+    g.chunks.publish(g.ramp(plan_id=8, seconds=6.0))
+    g.spin(0.5)
+    assert len(set(first_joint(g.commands))) == 1, "nothing moves it"
+    assert g.call("resume").success
+    g.chunks.publish(g.ramp(plan_id=9, seconds=6.0))
+    assert g.enters(ControllerStatus.STATE_TRACKING)
+    assert g.states[-1].plan_id == 9
+    assert g.states[-1].transitions == 5  # held, tracked, stopped, held, tracked
+
+
+def test_it_does_not_resume_without_joint_states_and_says_why(graph: Maker) -> None:
+    g = graph()
+    g.activate()
+    assert g.call("stop").success
+    g.measuring = False
+    g.spin(0.5)
+    answer = g.call("resume")
+    assert not answer.success
+    assert answer.message == "still stopped: joint states are older than 0.25 s"
+    assert g.enters(ControllerStatus.STATE_STOPPED)
+
+
+def test_a_robot_whose_description_does_not_fit_is_stopped_for_good(graph: Maker) -> None:
+    g = graph()
+    g.activate()
+    g.track(g.ramp(seconds=6.0))
+    latched = qos_profile("reliable", 1, transient_local=True)
+    description = g.robot.create_publisher(String, "robot_description", latched)
+    description.publish(String(data="<robot name='dishwasher'/>"))
+    assert g.enters(ControllerStatus.STATE_STOPPED)
+    assert "joint 'panda_joint1' is not in it" in g.states[-1].detail
+    answer = g.call("resume")
+    assert not answer.success and "correct the embodiment file" in answer.message
+
+
+def test_chunks_of_another_instruction_or_planner_are_refused_by_name(graph: Maker) -> None:
+    g = graph()
+    g.activate()
+    g.instruction.publish(String(data="touch the red cube"))
+    told = {"instruction": "touch the red cube", "planner": 5}
+    g.spin(0.3)
+    g.track(g.ramp(seconds=6.0, **told))
+    g.chunks.publish(g.ramp(plan_id=2, **{**told, "instruction": "touch the blue cube"}))
+    g.chunks.publish(g.ramp(plan_id=2, **{**told, "planner": 6}))
+    values = g.values()
+    while int(values["rejected_chunks"]) < 2:
+        values = g.values()
+    assert values["rejected_wrong_instruction"] == values["rejected_another_planner"] == "1"
+    assert values["state"] == "tracking"
+    # Its node was deactivated: another may be followed.
+    g.policy_status.publish(PolicyStatus(planner=5, state=PolicyStatus.STATE_INACTIVE))
+    g.spin(0.3)
+    g.chunks.publish(g.ramp(plan_id=1, seconds=6.0, **{**told, "planner": 6}))
+    assert g.until(lambda: g.states[-1].planner == 6, 3.0)
+
+
+def test_a_policy_node_that_falls_silent_ends_in_a_hold(graph: Maker) -> None:
+    g = graph(planner_timeout_s=0.6)
+    g.activate()
+    g.track(g.ramp(seconds=6.0, planner=5))
+    began_s = time.monotonic()
+    assert g.enters(ControllerStatus.STATE_HOLDING)
+    assert time.monotonic() - began_s < 0.9
+    assert g.states[-1].reason == "planner_silent"
+    g.policy_status.publish(PolicyStatus(planner=5, state=PolicyStatus.STATE_PLANNING))
+    assert g.enters(ControllerStatus.STATE_TRACKING)
+
+
+def test_the_loop_says_how_regularly_it_runs(graph: Maker) -> None:
+    g = graph(control_rate_hz=100.0)
+    g.activate()
+    g.spin(1.0)
+    values = g.values()
+    assert int(values["periods"]) >= int(values["commands"]) > 80
+    for name in ("command_jitter", "wake_up", "execution"):
+        p50, p99, most = (float(values[f"{name}_{part}_ms"]) for part in ("p50", "p99", "max"))
+        assert 0 <= p50 <= p99 <= most
+    assert 0 < float(values["execution_p50_ms"]) < 10
+
+
+def test_cpus_that_are_no_numbers_are_refused(
+    graph: Maker, capfd: pytest.CaptureFixture[str]
+) -> None:
+    g = graph(cpu_affinity=["all"])
+    assert g.node.trigger_configure() == FAILURE
+    assert "'cpu_affinity' is ['all']; expected numbers of CPUs" in capfd.readouterr().err
+
+
+def test_a_priority_that_is_refused_is_said_and_the_arm_is_held(
+    graph: Maker, capfd: pytest.CaptureFixture[str]
+) -> None:
+    g = graph(cpu_affinity=["4000"])
+    g.activate()
+    assert "running on CPU 4000 alone was refused" in capfd.readouterr().err
+    assert len(g.commands) > 0
 
 
 def test_a_clock_that_jumps_back_flushes_the_chunk_and_holds_where_the_arm_is(
@@ -256,7 +381,7 @@ def test_a_clock_that_jumps_back_flushes_the_chunk_and_holds_where_the_arm_is(
     assert len(g.commands) > 5
     assert set(first_joint(g.commands)) == {0.25}
     values = g.values()
-    assert "the clock jumped by -9.9" in values["reason"]
+    assert "the clock jumped by -9.9" in values["detail"]
     assert values["holds"] == "1"
     g.chunks.publish(g.ramp(plan_id=1))
     assert g.until(lambda: first_joint(g.commands)[-1] > 0.3), "a loop of the bag is followed"
@@ -268,7 +393,7 @@ def test_without_a_clock_it_waits_and_says_so(graph: Maker) -> None:
     assert g.node.trigger_activate() == SUCCESS
     values = g.values()
     assert (values["state"], values["commands"]) == ("waiting", "0")
-    assert "/clock" in values["reason"]
+    assert "/clock" in values["detail"]
 
 
 def spoil_nan(message: ActionChunk) -> None:
@@ -339,12 +464,12 @@ def test_joints_are_matched_by_name_from_whatever_messages_carry_them(graph: Mak
     assert g.node.trigger_activate() == SUCCESS
     assert g.until(lambda: g.node.count_publishers("joint_states") > 0)
     values = g.values()
-    assert (values["state"], values["reason"]) == ("waiting", "no joint states have arrived")
+    assert (values["state"], values["reason"]) == ("waiting", "no_joints")
 
     g.send_joints(["wheel", *reversed(ARM)], [7.0, *reversed(HOME[:7])])
     values = g.values()
     assert values["missing_joints"] == FINGER
-    assert values["reason"] == f"no joint states have named {FINGER}"
+    assert values["detail"] == f"nothing has told of {FINGER}"
     assert not g.commands
 
     g.send_joints([FINGER], [0.01])
@@ -399,7 +524,7 @@ def test_the_command_interface_is_a_parameter(graph: Maker) -> None:
         ({"control_rate_hz": 50}, "'control_rate_hz' is 50; expected a float"),
         ({"joint_names": ["a", "b"]}, "'joint_names' is ['a', 'b']; expected 7 names"),
         ({"embodiment": "dishwasher"}, "embodiment 'dishwasher' is not known"),
-        ({"embodiment": "av"}, "expected 'joint_position' to command joints"),
+        ({"embodiment": "av"}, "expected joint_position, pose_delta or base_velocity"),
         ({"embodiment": "/nowhere/arm.yaml"}, "'/nowhere/arm.yaml' does not exist"),
     ],
 )
@@ -436,18 +561,22 @@ def test_transitions_back_to_back_ten_times_and_commands_every_time(graph: Maker
     assert g.node.trigger_shutdown() == SUCCESS
 
 
-def test_deactivation_ends_commands_with_one_last_report(graph: Maker) -> None:
+def test_deactivation_holds_and_then_ends_commands_with_one_last_report(graph: Maker) -> None:
     g = graph()
     g.activate()
     g.track(g.ramp(seconds=4.0))
-    g.node.trigger_deactivate()
     reports = len(g.diagnostics)
+    g.node.trigger_deactivate()
     assert g.until(lambda: len(g.diagnostics) > reports)
-    last = {entry.key: entry.value for entry in g.diagnostics[-1].values}
     g.spin(0.2)  # what was on its way has arrived
+    last = {entry.key: entry.value for entry in g.diagnostics[-1].values}
     assert g.diagnostics[-1].name == "cosmos3_controller: commands"
-    assert g.diagnostics[-1].level == DiagnosticStatus.OK
-    assert last["state"] == "tracking"
+    assert (last["state"], last["detail"]) == ("stopped", "the node is being deactivated")
+    assert g.states[-1].state == ControllerStatus.STATE_INACTIVE
+    speeds = np.diff(first_joint(g.commands)) / 0.02
+    assert speeds[:-8].max() > 0.8 * SPEED and speeds[-1] == pytest.approx(0.0, abs=1e-9)
+    assert np.diff(speeds).min() > -15.0 * 0.02 * 1.5, "it brakes as the limits allow"
+    reports = len(g.diagnostics) - 1
     sent = len(g.commands)
     g.spin(1.2)
     assert (len(g.commands), len(g.diagnostics)) == (sent, reports + 1)

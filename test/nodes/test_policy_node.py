@@ -27,6 +27,7 @@ from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import Float64, String
 
+from cosmos3_ros.control.chunk import Chunk
 from cosmos3_ros.engine.bundle import load_bundle
 from cosmos3_ros.engine.compile import find_target
 from cosmos3_ros.engine.engine_key import require_engines
@@ -526,7 +527,8 @@ def test_the_predicted_frame_is_the_one_so_many_rows_ahead(
     world.activate()
     world.until(lambda: world.peer.count_publishers("predicted_frame") > 0, "it is announced")
     frames = np.stack([np.full((96, 128, 3), value, np.uint8) for value in (10, 20, 30, 40)])
-    stamped = StampedPlan(1, 0, "", Plan(np.zeros((16, 8)), np.zeros(1), 0), 0.0)
+    rows = np.zeros((16, 8))
+    stamped = StampedPlan(Chunk(1, 0, 15.0, rows, 0), Plan(rows, np.zeros(1), 0))
     world.send_until(
         lambda: bool(world.frames),
         "the frame came",

@@ -41,6 +41,7 @@ def test_the_step_graph_reproduces_unipc_on_velocities_that_are_not_linear(
         "clean_latent": clean,
         "clean_rows": rng.standard_normal(row, np.float32),
         "noisy_rows": noisy,
+        "held_rows": np.zeros_like(noisy),
         "guidance": table["guidance"],
         "latent_history": np.zeros((contract.history, *latent[1:]), np.float32),
         "row_history": np.zeros((contract.history, *row), np.float32),

@@ -113,6 +113,7 @@ def test_samples_are_those_of_diffusers_scheduler(parts: Parts) -> None:
         rows=padded(torch.randn_like(batch.rows)[0], contract),
         clean_rows=padded(batch.rows[0], contract),
         noisy_rows=batch.noisy_rows[0].numpy(),
+        held_rows=np.zeros((contract.rows, 1), np.float32),
     )
 
     def velocity(

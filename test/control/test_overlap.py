@@ -1,0 +1,103 @@
+"""Planning while the arm moves: what is committed, when it has to wait, and when it says so."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from cosmos3_ros.control.chunk import NS_PER_S, Chunk
+from cosmos3_ros.control.overlap import Overlap, Strategy
+from cosmos3_ros.control.space import Space
+
+START_NS = 1_763_000_000 * NS_PER_S
+RATE_HZ, ROWS = 10.0, 16
+RAMP = np.column_stack((np.arange(1, ROWS + 1) / 10, np.zeros(ROWS)))
+
+
+def at_s(seconds: float) -> int:
+    return START_NS + round(seconds * NS_PER_S)
+
+
+def overlap(strategy: Strategy, *delays_s: float) -> Overlap:
+    """One that has seen plans from START_NS arrive so much later: each a ramp of 1 a second."""
+    made = Overlap(strategy, ROWS, RATE_HZ, Space(2), np.array([False, True]))
+    for plan_id, delay_s in enumerate(delays_s, 1):
+        start_ns = made.start_ns(START_NS, at_s(delay_s))
+        made.published(Chunk(plan_id, START_NS, RATE_HZ, RAMP.copy(), start_ns), at_s(delay_s))
+    return made
+
+
+def test_rows_that_are_due_before_the_plan_arrives_are_those_of_the_plan_before() -> None:
+    committed = overlap(Strategy.PREFIX, 0.35).committed(at_s(0.42))
+    # 0.35 s are three rows and a half: the fourth is on its way when the plan comes.
+    assert committed is not None
+    assert committed.rows[:, 0] == pytest.approx([0.52, 0.62, 0.72, 0.82])
+    # And up to 1.6 s, what the plan before would do then.
+    assert committed.continuation[:, 0] == pytest.approx(np.arange(0.92, 1.6, 0.1))
+
+
+def test_past_the_last_row_the_arm_stays_there() -> None:
+    committed = overlap(Strategy.PREFIX, 0.35).committed(at_s(1.45))
+    assert committed is not None
+    assert committed.rows[:, 0] == pytest.approx([1.55, 1.6, 1.6, 1.6])
+    assert len(committed.continuation) == 0
+
+
+def test_one_plan_in_twenty_may_be_slower_than_the_delay_that_counts() -> None:
+    delays = [0.2] * 37 + [0.7] * 1
+    assert overlap(Strategy.PREFIX, *delays).delay_s == pytest.approx(0.2)
+    assert overlap(Strategy.PREFIX, *delays, 0.7, 0.7).delay_s > 0.2
+    # What was long ago does not count.
+    assert overlap(Strategy.PREFIX, *([0.7] * 40), *([0.1] * 40)).delay_s == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("strategy", [Strategy.SYNC, Strategy.BLEND])
+def test_other_strategies_commit_nothing(strategy: Strategy) -> None:
+    assert overlap(strategy, 0.35).committed(at_s(0.4)) is None
+
+
+def test_before_the_first_plan_nothing_is_committed_and_nothing_waited_for() -> None:
+    for strategy in Strategy:
+        first = overlap(strategy)
+        assert first.committed(START_NS) is None and first.may_begin(START_NS)
+        assert first.state_on_arrival(START_NS) is None
+
+
+def test_in_sync_a_plan_begins_when_the_arm_rests_and_starts_when_it_is_there() -> None:
+    sync = overlap(Strategy.SYNC, 0.7)
+    # Rows from 0.8 to 2.3.
+    assert not sync.may_begin(at_s(2.29))
+    assert sync.may_begin(at_s(2.3))
+    assert sync.start_ns(at_s(2.3), at_s(3.0)) == at_s(3.0)
+    assert overlap(Strategy.BLEND, 0.7).start_ns(at_s(0.7), at_s(1.4)) == at_s(0.7)
+
+
+@pytest.mark.parametrize("strategy", [Strategy.BLEND, Strategy.PREFIX])
+def test_where_a_plan_takes_more_than_half_a_chunk_it_degrades_to_sync_and_says_so(
+    strategy: Strategy,
+) -> None:
+    in_time, late = overlap(strategy, 0.8), overlap(strategy, 0.81)
+    assert (in_time.strategy, in_time.degraded) == (strategy, "")
+    assert in_time.may_begin(at_s(0.8))
+    assert late.strategy is Strategy.SYNC
+    assert "plans take 0.81 s, a chunk lasts 1.60 s" in late.degraded
+    assert not late.may_begin(at_s(0.8)) and late.committed(at_s(0.8)) is None
+    for plan_id in range(2, 60):
+        late.published(Chunk(plan_id, START_NS, RATE_HZ, RAMP.copy(), START_NS), at_s(0.3))
+    assert late.strategy is strategy, "and returns when plans are quick again"
+
+
+def test_the_state_may_be_rolled_forward_to_when_the_plan_arrives() -> None:
+    state = overlap(Strategy.BLEND, 0.3).state_on_arrival(at_s(0.4))
+    assert state == pytest.approx([0.7, 0.0])
+
+
+def test_a_controller_that_holds_frees_the_planner() -> None:
+    sync = overlap(Strategy.SYNC, 0.1, 0.1)
+    sync.rests(1)
+    assert not sync.may_begin(at_s(0.4)), "it held before the last chunk came"
+    sync.rests(2)
+    assert sync.may_begin(at_s(0.4))
+    prefix = overlap(Strategy.PREFIX, 0.3)
+    prefix.rests(1)
+    assert prefix.committed(at_s(0.4)) is None
