@@ -100,9 +100,13 @@ class Overlap:
         if self._path is None or self.strategy is not Strategy.PREFIX:
             return None
         count = min(math.ceil(self.delay_s * self._rate_hz), self._chunk - 1)
-        due_ns = [stamp_ns + round((i + 1) * NS_PER_S / self._rate_hz) for i in range(self._chunk)]
+        period_ns = round(NS_PER_S / self._rate_hz)
+        due_ns = [stamp_ns + (i + 1) * period_ns for i in range(self._chunk)]
         known = sum(due <= self._end_ns for due in due_ns)
         rows = np.array([self._path.at(due).position for due in due_ns])
+        # A held row stands until it is due: its value is the one before that, not the next.
+        standing = np.array([self._path.at(due - period_ns // 2).position for due in due_ns])
+        rows = np.where(self._held, standing, rows)
         return Committed(rows[:count], rows[count:known]) if count else None
 
     def state_on_arrival(self, stamp_ns: int) -> np.ndarray | None:

@@ -43,6 +43,20 @@ def test_past_the_last_row_the_arm_stays_there() -> None:
     assert len(committed.continuation) == 0
 
 
+@pytest.mark.parametrize("since_row_s", [0.0, 0.03])
+def test_a_committed_row_of_a_gripper_is_the_one_that_stands_until_it_is_due(
+    since_row_s: float,
+) -> None:
+    made = Overlap(Strategy.PREFIX, ROWS, RATE_HZ, Space(2), np.array([False, True]))
+    rows = RAMP.copy()
+    rows[5:, 1] = 1.0  # closing from the fifth row's time on
+    made.published(Chunk(1, START_NS, RATE_HZ, rows, START_NS), at_s(0.35))
+    committed = made.committed(at_s(0.2 + since_row_s))
+    assert committed is not None
+    assert committed.rows[:, 1].tolist() == [0.0, 0.0, 0.0, 1.0]
+    assert set(committed.continuation[:, 1]) == {1.0}
+
+
 def test_one_plan_in_twenty_may_be_slower_than_the_delay_that_counts() -> None:
     delays = [0.2] * 37 + [0.7] * 1
     assert overlap(Strategy.PREFIX, *delays).delay_s == pytest.approx(0.2)
