@@ -82,7 +82,7 @@ def main() -> None:
 
     controller.trigger_configure()
     controller.trigger_activate()
-    until(lambda: robot.goals and robot.commands)
+    until(lambda: len(robot.goals) == 2 and robot.commands)
     rows = np.tile(HOME, (15, 1))
     rows[:, 7] = 1.0
     now_ns = controller.now_ns()

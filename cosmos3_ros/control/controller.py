@@ -47,10 +47,12 @@ class NotReady(ValueError):
 
 @dataclass(frozen=True)
 class Command:
-    """``positions`` [width] in channel units, to be published now. ``began``: the chunk that is
-    followed from this command on, None where it is the one before, or none."""
+    """``positions`` [width] in channel units, to be published now. ``wanted`` [width]: what they
+    are on their way to inside the limits. ``began``: the chunk that is followed from this command
+    on, None where it is the one before, or none."""
 
     positions: np.ndarray
+    wanted: np.ndarray
     state: State
     began: Chunk | None = None
 
@@ -242,13 +244,13 @@ class Controller:
             self._motion = self._limits.at_rest(self._motion.position)
         if self._path is None or self.state is not State.TRACKING:
             self._motion = self._towards_rest(self._motion, dt_s)
-        else:
-            target = self._path.at(moment.now_ns)
-            wanted = self._kept_where_held(target.position)
-            self._motion = self._limits.step(wanted, target.velocity, self._motion, dt_s)
-            apart = np.abs(self._limits.space.difference(wanted, self._motion.position))
-            self.counts.saturated += bool(np.any(apart > ROUNDING))
-        return Command(self._motion.position, self.state, began)
+            return Command(self._motion.position, self._motion.position, self.state, began)
+        target = self._path.at(moment.now_ns)
+        wanted = self._kept_where_held(target.position)
+        self._motion = self._limits.step(wanted, target.velocity, self._motion, dt_s)
+        apart = np.abs(self._limits.space.difference(wanted, self._motion.position))
+        self.counts.saturated += bool(np.any(apart > ROUNDING))
+        return Command(self._motion.position, self._limits.clamp(wanted), self.state, began)
 
     def forecast(self, moment: Moment, period_s: float) -> np.ndarray:
         """Commands to come [n, width], one a period from ``moment`` on, until the arm rests.

@@ -294,8 +294,8 @@ class ControllerNode(ManagedNode):
 
     def say_goodbye(self) -> None:
         self._report_transitions()
-        self._publish_status(ControllerStatus.STATE_INACTIVE, "", "the node was deactivated")
         self._publish_diagnostics()
+        self._publish_status(ControllerStatus.STATE_INACTIVE, "", "the node was deactivated")
         self._run = None
 
     def _come_to_rest(self) -> None:
@@ -311,12 +311,11 @@ class ControllerNode(ManagedNode):
     def _tick(self) -> None:
         """On the control loop's thread."""
         run = self._running()
-        now = self.get_clock().now()
-        moment = Moment(now.nanoseconds, time.monotonic_ns())
-        # With use_sim_time the clock shows 0 until the first /clock arrives.
-        if moment.now_ns == 0:
-            return
         with run.lock:
+            moment = self._moment()
+            # With use_sim_time the clock shows 0 until the first /clock arrives.
+            if moment.now_ns == 0:
+                return
             command = run.controller.tick(moment)
             # A message that holds all that is to come goes out when that has changed.
             news = command is not None and (command.began, command.state) != (None, run.sent_state)
@@ -327,9 +326,9 @@ class ControllerNode(ManagedNode):
         if not self._interface.whole:
             commands = command.positions
         if commands is not None:
-            self._send(commands, now.to_msg())
+            self._send(commands, time_message(moment.now_ns))
             run.commands += 1
-        run.sent, run.sent_state = command.positions, command.state
+        run.wanted, run.sent_state = command.wanted, command.state
         if (began := command.began) is not None:
             spent_ns = round(began.latency_s * NS_PER_S)
             run.frame_to_command.add(max(self.now_ns() - began.stamp_ns - spent_ns, 0))
@@ -350,18 +349,18 @@ class ControllerNode(ManagedNode):
     def _follow_gripper(self) -> None:
         """On the executor's thread: an action's answers need it."""
         run, gripper = self._running(), self._target.embodiment.gripper
-        command = run.sent
-        if self._gripper is not None and gripper is not None and command is not None:
+        wanted = run.wanted
+        if self._gripper is not None and gripper is not None and wanted is not None:
+            # Not the commands on the way there: every goal has a driver begin anew.
             channel = self._target.space.names.index(gripper.channel)
-            self._gripper.follow(float(command[channel]))
+            self._gripper.follow(float(wanted[channel]))
 
     def _on_chunk(self, message: ActionChunk) -> None:
         run = self._running()
         try:
             chunk = chunk_from_message(message, self._target.space)
-            moment = self._moment()
             with run.lock:
-                run.controller.accept(chunk, moment)
+                run.controller.accept(chunk, self._moment())
         except ChunkRefused as refused:
             run.rejected_chunks[refused.reason] += 1
             self.get_logger().warning(
@@ -401,11 +400,14 @@ class ControllerNode(ManagedNode):
         self._measured()
 
     def _measured(self) -> None:
-        run, moment = self._running(), self._moment()
+        run = self._running()
         channels = run.reader.channels
-        if channels is not None and moment.now_ns > 0:
-            stamp_ns = run.reader.stamp_ns or moment.now_ns
-            with run.lock:
+        if channels is None:
+            return
+        with run.lock:
+            moment = self._moment()
+            if moment.now_ns > 0:
+                stamp_ns = run.reader.stamp_ns or moment.now_ns
                 run.controller.measure(channels, stamp_ns, moment)
 
     def _on_instruction(self, message: String) -> None:
@@ -556,6 +558,7 @@ class ControllerNode(ManagedNode):
         return 1 / self._settings.control_rate_hz
 
     def _moment(self) -> Moment:
+        """Asked for under the lock: between two threads an older one would be a jump back."""
         return Moment(self.now_ns(), time.monotonic_ns())
 
     def _running(self) -> ControlRun:
@@ -575,7 +578,7 @@ class ControlRun:
         self.loop = loop
         self.lock = threading.Lock()
         self.commands = self.failures = 0
-        self.sent: np.ndarray | None = None
+        self.wanted: np.ndarray | None = None
         self.sent_state: State | None = None
         self.objection = ""  # what the robot's description does not allow
         self.frame_to_command = Histogram()

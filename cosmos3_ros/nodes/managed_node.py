@@ -72,6 +72,11 @@ class ManagedNode(LifecycleNode, ABC):
         self.get_logger().error("a transition failed: back to unconfigured")
         return self.on_cleanup(state)
 
+    def destroy_node(self) -> None:
+        """End what still works, for a thread of it would outlive the node."""
+        _release(self._active_parts)
+        super().destroy_node()
+
     def own_publisher(self, kind: type, topic: str, qos: Any) -> Any:
         """A publisher until clean-up; it speaks while the node is active."""
         publisher = self.create_lifecycle_publisher(kind, topic, qos)
