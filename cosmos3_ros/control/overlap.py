@@ -115,13 +115,16 @@ class Overlap:
             return None
         return self._path.at(stamp_ns + round(self.delay_s * NS_PER_S)).position
 
-    def start_ns(self, stamp_ns: int, now_ns: int) -> int:
-        """When a plan that is ready now starts: at its observation; where the arm waited, now."""
-        return now_ns if self.strategy is Strategy.SYNC else stamp_ns
+    def arrived(self, stamp_ns: int, now_ns: int) -> int:
+        """A plan from ``stamp_ns`` is there: when it starts. Its delay counts, used or not.
 
-    def published(self, chunk: Chunk, now_ns: int) -> None:
+        It starts at its observation; where the arm has stood still since, now.
+        """
+        self._delays_s.append((now_ns - stamp_ns) / NS_PER_S)
+        return now_ns if self._last is None or stamp_ns >= self._end_ns else stamp_ns
+
+    def published(self, chunk: Chunk) -> None:
         """A chunk was sent to the controller."""
-        self._delays_s.append((now_ns - chunk.stamp_ns) / NS_PER_S)
         self._last = chunk
         self._path = Schedule(chunk, chunk.start_ns, chunk.rows[0], self._space, self._held)
 

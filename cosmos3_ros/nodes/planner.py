@@ -214,7 +214,8 @@ class Planner(Worker):
         self.rest_until(time.monotonic() + self._added_latency_s)
         latency_s = time.monotonic() - started
         now_ns = self._now_ns()
-        start_ns = overlap.start_ns(stamped.stamp_ns, now_ns)
+        with self.changed:
+            start_ns = overlap.arrived(stamped.stamp_ns, now_ns)
         age_s = (now_ns - start_ns) / 1e9
         if age_s > contract.chunk / contract.fps:
             self._reject(
@@ -242,7 +243,7 @@ class Planner(Worker):
                 instruction=prompt.instruction,
                 latency_s=latency_s,
             )
-            overlap.published(chunk, now_ns)
+            overlap.published(chunk)
         self._publish(StampedPlan(chunk, plan))
 
     def _in_model_rows(

@@ -305,7 +305,7 @@ class PolicyNode(ManagedNode):
         """On the painting thread."""
         rows = self._settings.predicted_frame_rows
         ahead_ns = round(rows / self._policy.contract.fps * 1e9)
-        stamp = time_message(stamped.chunk.stamp_ns + ahead_ns)
+        stamp = time_message(stamped.chunk.start_ns + ahead_ns)
         self._frames.publish(image_message(frames[rows - 1], stamp, "cosmos3_canvas"))
 
     def _refused(self, reason: str, message: str) -> None:

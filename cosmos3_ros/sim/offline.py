@@ -172,11 +172,11 @@ class _Run:
             return
         _, plan, stamp_ns = self._coming
         self._coming = None
-        start_ns = self._overlap.start_ns(stamp_ns, now_ns)
+        start_ns = self._overlap.arrived(stamp_ns, now_ns)
         chunk = Chunk(self.plans, stamp_ns, self._policy.contract.fps, plan.rows, start_ns)
         if chunk.end_ns < now_ns:
             return
-        self._overlap.published(chunk, now_ns)
+        self._overlap.published(chunk)
         if self._followed is not None:
             speed = self._policy.embodiment.velocity
             self.seam_jumps.append(seam_jump(self._followed, chunk, now_ns, speed))

@@ -185,7 +185,10 @@ def test_a_gripper_keeps_a_rows_value_until_the_next_and_changes_at_once() -> No
     rows = np.tile([0.5, 0.0], (4, 1))
     rows[2:, 1] = 1.0
     arm.follow(arm.plan(1, rows))
-    closed = [c.positions[1] for c in arm.run(0.39)]
+    commands = arm.run(0.39)
+    closed = [c.positions[1] for c in commands]
+    # Where it is going is said at once, for a gripper that goes there by itself.
+    assert [c.wanted[1] for c in commands] == [0.0] * 10 + [1.0] * (len(commands) - 10)
     # The limit of its speed alone: 8 a second.
     assert closed[:10] == pytest.approx([0.0] * 10)
     assert closed[11:17] == pytest.approx(np.arange(1, 7) * 0.16, abs=0.17)

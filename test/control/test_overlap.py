@@ -22,8 +22,9 @@ def overlap(strategy: Strategy, *delays_s: float) -> Overlap:
     """One that has seen plans from START_NS arrive so much later: each a ramp of 1 a second."""
     made = Overlap(strategy, ROWS, RATE_HZ, Space(2), np.array([False, True]))
     for plan_id, delay_s in enumerate(delays_s, 1):
-        start_ns = made.start_ns(START_NS, at_s(delay_s))
-        made.published(Chunk(plan_id, START_NS, RATE_HZ, RAMP.copy(), start_ns), at_s(delay_s))
+        made.arrived(START_NS, at_s(delay_s))
+        start_ns = at_s(delay_s) if strategy is Strategy.SYNC else START_NS
+        made.published(Chunk(plan_id, START_NS, RATE_HZ, RAMP.copy(), start_ns))
     return made
 
 
@@ -50,7 +51,8 @@ def test_a_committed_row_of_a_gripper_is_the_one_that_stands_until_it_is_due(
     made = Overlap(Strategy.PREFIX, ROWS, RATE_HZ, Space(2), np.array([False, True]))
     rows = RAMP.copy()
     rows[5:, 1] = 1.0  # closing from the fifth row's time on
-    made.published(Chunk(1, START_NS, RATE_HZ, rows, START_NS), at_s(0.35))
+    made.arrived(START_NS, at_s(0.35))
+    made.published(Chunk(1, START_NS, RATE_HZ, rows, START_NS))
     committed = made.committed(at_s(0.2 + since_row_s))
     assert committed is not None
     assert committed.rows[:, 1].tolist() == [0.0, 0.0, 0.0, 1.0]
@@ -82,8 +84,25 @@ def test_in_sync_a_plan_begins_when_the_arm_rests_and_starts_when_it_is_there() 
     # Rows from 0.8 to 2.3.
     assert not sync.may_begin(at_s(2.29))
     assert sync.may_begin(at_s(2.3))
-    assert sync.start_ns(at_s(2.3), at_s(3.0)) == at_s(3.0)
-    assert overlap(Strategy.BLEND, 0.7).start_ns(at_s(0.7), at_s(1.4)) == at_s(0.7)
+    assert sync.arrived(at_s(2.3), at_s(3.0)) == at_s(3.0)
+
+
+@pytest.mark.parametrize("strategy", [Strategy.BLEND, Strategy.PREFIX])
+def test_a_plan_starts_at_its_observation_or_now_where_the_arm_has_stood_still_since(
+    strategy: Strategy,
+) -> None:
+    moving = overlap(strategy, 0.7)
+    assert moving.arrived(at_s(0.7), at_s(1.4)) == at_s(0.7)
+    assert moving.arrived(at_s(1.6), at_s(2.2)) == at_s(2.2), "its last row was due"
+    assert overlap(strategy).arrived(START_NS, at_s(0.7)) == at_s(0.7), "the first plan"
+    moving.rests(1)
+    assert moving.arrived(at_s(0.8), at_s(1.5)) == at_s(1.5), "the controller holds"
+
+
+def test_a_plan_that_comes_too_late_to_be_used_counts_nevertheless() -> None:
+    prefix = overlap(Strategy.PREFIX)
+    prefix.arrived(START_NS, at_s(1.7))
+    assert prefix.strategy is Strategy.SYNC and "plans take 1.70 s" in prefix.degraded
 
 
 @pytest.mark.parametrize("strategy", [Strategy.BLEND, Strategy.PREFIX])
@@ -97,7 +116,8 @@ def test_where_a_plan_takes_more_than_half_a_chunk_it_degrades_to_sync_and_says_
     assert "plans take 0.81 s, a chunk lasts 1.60 s" in late.degraded
     assert not late.may_begin(at_s(0.8)) and late.committed(at_s(0.8)) is None
     for plan_id in range(2, 60):
-        late.published(Chunk(plan_id, START_NS, RATE_HZ, RAMP.copy(), START_NS), at_s(0.3))
+        late.arrived(START_NS, at_s(0.3))
+        late.published(Chunk(plan_id, START_NS, RATE_HZ, RAMP.copy(), START_NS))
     assert late.strategy is strategy, "and returns when plans are quick again"
 
 
