@@ -25,7 +25,7 @@ class Refusal(StrEnum):
     NOT_FINITE = "not_finite"
     OUT_OF_RANGE = "out_of_range"  # outside the position limits by more than the tolerance
     JUMP = "jump"  # begins too far from what is commanded
-    STALE = "stale"  # every row was due before it arrived
+    STALE = "stale"  # every row was due before it arrived, or its observation is too old
     FUTURE = "future"  # planned from an observation that the clock has not reached
     OUT_OF_ORDER = "out_of_order"
     DUPLICATE = "duplicate"

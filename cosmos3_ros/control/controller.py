@@ -314,6 +314,12 @@ class Controller:
                 f"its last row was due {_seconds(now_ns - chunk.end_ns)} s ago; expected a plan "
                 "that is faster than its horizon, and clocks that agree",
             )
+        if now_ns - chunk.stamp_ns > self._timeouts.observation_s * NS_PER_S:
+            raise ChunkRefused(
+                Refusal.STALE,
+                f"it was planned from what is {_seconds(now_ns - chunk.stamp_ns)} s old; expected "
+                f"at most {self._timeouts.observation_s:g} s",
+            )
         ahead_ns = chunk.stamp_ns - now_ns
         if self._is_jump(ahead_ns):
             raise ChunkRefused(

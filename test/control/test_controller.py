@@ -364,6 +364,8 @@ def test_refused_chunks_leave_the_present_one_in_force() -> None:
         Refusal.JUMP: arm.plan(6, np.tile([1.9, 0.0], (5, 1)), age_s=0.2),
     }.items():
         assert arm.refusal_of(chunk) is refusal
+    of_long_ago = arm.plan(6, np.tile(HOME, (100, 1)), age_s=5.1, start_ns=arm.now_ns)
+    assert arm.refusal_of(of_long_ago) is Refusal.STALE
     elapsed_s = (arm.now_ns - began_ns) / NS_PER_S
     command = arm.tick()
     assert command.state is State.TRACKING

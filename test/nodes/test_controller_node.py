@@ -272,6 +272,7 @@ def test_a_stop_holds_until_resume_and_every_transition_is_published(graph: Make
     g.spin(0.5)
     assert len(set(first_joint(g.commands))) == 1, "nothing moves it"
     assert g.call("resume").success
+    assert g.enters(ControllerStatus.STATE_HOLDING)
     g.chunks.publish(g.ramp(plan_id=9, seconds=6.0))
     assert g.enters(ControllerStatus.STATE_TRACKING)
     assert g.states[-1].plan_id == 9
@@ -371,20 +372,20 @@ def test_a_clock_that_jumps_back_flushes_the_chunk_and_holds_where_the_arm_is(
     g = graph(use_sim_time=True)
     g.now_ns = 100 * NS_PER_S
     g.activate()
-    g.track(g.ramp(seconds=30.0))
-    g.position[0] = 0.25
+    g.track(g.ramp(seconds=5.0))
+    g.position[0] = -0.3
     g.spin(0.2)
     g.now_ns -= 10 * NS_PER_S
     assert g.until(lambda: stamp_ns(g.commands[-1]) < 95 * NS_PER_S)
     g.commands.clear()
     g.spin(0.3)
     assert len(g.commands) > 5
-    assert set(first_joint(g.commands)) == {0.25}
+    assert set(first_joint(g.commands)) == {-0.3}
     values = g.values()
     assert "the clock jumped by -9.9" in values["detail"]
     assert values["holds"] == "1"
     g.chunks.publish(g.ramp(plan_id=1))
-    assert g.until(lambda: first_joint(g.commands)[-1] > 0.3), "a loop of the bag is followed"
+    assert g.until(lambda: first_joint(g.commands)[-1] > 0.0), "a loop of the bag is followed"
 
 
 def test_without_a_clock_it_waits_and_says_so(graph: Maker) -> None:
@@ -566,6 +567,7 @@ def test_deactivation_holds_and_then_ends_commands_with_one_last_report(graph: M
     g = graph()
     g.activate()
     g.track(g.ramp(seconds=4.0))
+    g.spin(0.3)
     reports = len(g.diagnostics)
     g.node.trigger_deactivate()
     assert g.until(lambda: len(g.diagnostics) > reports)
