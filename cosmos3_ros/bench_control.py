@@ -26,6 +26,8 @@ from cosmos3_ros.resources import resource
 ENDS = "cosmos3_ros.nodes.bench_control"
 # Three cameras, and a model that plans in tens of milliseconds.
 EMBODIMENT, RECIPE = "droid_joint_pos", "tiny_droid.yaml"
+# Of pictures of 640 x 480: name, x, y and width.
+CELLS = (("wrist", 0, 0, 640), ("exterior_1", 0, 480, 320), ("exterior_2", 320, 480, 320))
 RATES_HZ = (50, 100, 250)
 CASES = ("idle", "load", "load_fifo")
 FIFO_PRIORITY = 60
@@ -128,6 +130,11 @@ def _model(folder: Path) -> tuple[Path, Path]:
     for channel in arm["channels"]:
         for limit in ("lower", "upper", "velocity", "acceleration", "jump"):
             channel.pop(limit, None)
+    arm["cameras"] = [
+        {"name": name, "x": x, "y": y, "width": width, "height": width * 3 // 4}
+        for name, x, y, width in CELLS
+    ]
+    arm["canvas"] = {"width": 640, "height": 720}
     file = folder / "bench_arm.yaml"
     file.write_text(yaml.safe_dump(arm, sort_keys=False))
     recipe: Recipe = load_recipe(resource("engines", RECIPE))

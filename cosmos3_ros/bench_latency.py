@@ -24,6 +24,7 @@ SEED = 3_000_000
 LATENCIES_MS = (0, 300, 700, 1200)
 # What is drawn: success by latency, one line a strategy, and beside it the time it took.
 _WIDTH, _HEIGHT, _DPI = 9.0, 3.6, 110
+_STYLES, _APART_MS = ("--", "-", "-"), 12
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -102,17 +103,24 @@ def draw(cells: list[dict[str, Any]], png: Path) -> None:
     from matplotlib import pyplot
 
     figure, (of_success, of_time) = pyplot.subplots(1, 2, figsize=(_WIDTH, _HEIGHT))
-    for strategy in dict.fromkeys(cell["strategy"] for cell in cells):
+    for place, strategy in enumerate(Strategy):
         own = [cell for cell in cells if cell["strategy"] == strategy]
-        at = [cell["added_latency_ms"] for cell in own]
+        # Side by side, for what degrades to sync is drawn where sync is.
+        at = [cell["added_latency_ms"] + (place - 1) * _APART_MS for cell in own]
         rates = [100 * cell["success"]["rate"] for cell in own]
         errors = [
             [100 * (cell["success"]["rate"] - cell["success"]["low"]) for cell in own],
             [100 * (cell["success"]["high"] - cell["success"]["rate"]) for cell in own],
         ]
-        of_success.errorbar(at, rates, errors, label=strategy, marker="o", capsize=3)
         times = [cell["time_to_goal_s"]["p50"] or float("nan") for cell in own]
-        of_time.plot(at, times, label=strategy, marker="o")
+        colour, style = f"C{place}", _STYLES[place]
+        of_success.errorbar(at, rates, errors, color=colour, linestyle=style, capsize=3)
+        of_time.plot(at, times, color=colour, linestyle=style, label=strategy)
+        for axis, values in ((of_success, rates), (of_time, times)):
+            for x, y, cell in zip(at, values, own, strict=True):
+                face = "white" if cell["degraded"] else colour
+                axis.plot(x, y, marker="o", color=colour, markerfacecolor=face)
+    of_time.plot([], [], "ko", markerfacecolor="white", linestyle="", label="as sync")
     of_success.set_ylabel("success [%], 95 % interval")
     of_success.set_ylim(0, 102)
     of_time.set_ylabel("time to the goal [s], median")
@@ -120,7 +128,7 @@ def draw(cells: list[dict[str, Any]], png: Path) -> None:
     for axis in (of_success, of_time):
         axis.set_xlabel("latency added to each plan [ms]")
         axis.grid(alpha=0.3)
-        axis.legend()
+    of_time.legend()
     figure.tight_layout()
     figure.savefig(png, dpi=_DPI)
     pyplot.close(figure)

@@ -410,7 +410,7 @@ class Controller:
         state = State.TRACKING if cause is None else State.HOLDING
         state = State.STOPPED if self._stopped is not None else state
         if self.state is State.TRACKING and cause is not None:
-            self.counts.holds += 1
+            self.counts.holds += cause.reason is not Reason.STOPPED
             self.counts.causes[cause.reason] += 1
         before = self.cause and self.cause.reason
         if state is not self.state or (cause and cause.reason) != before:

@@ -26,6 +26,11 @@ class Scheduling:
     cpus: tuple[int, ...] = ()
     lock_memory: bool = False
 
+    def of_another_thread(self) -> Scheduling:
+        """For a thread that shares Python's lock with this one's: it must not be kept from giving
+        the lock back by processes that are in no hurry."""
+        return Scheduling(max(self.fifo_priority - 1, 1) if self.fifo_priority else 0)
+
     def apply_to_this_thread(self) -> list[str]:
         """Ask for it, of the calling thread; returns a sentence for each thing refused."""
         asked: list[tuple[str, str, Callable[[], object]]] = []
@@ -60,6 +65,11 @@ class Scheduling:
         # Ordinary threads are woken up to 50 us late, to save wake-ups.
         ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1, 0, 0, 0)
         return refused
+
+
+def release_this_thread() -> None:
+    """Ordinary scheduling again, whatever was asked for."""
+    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 
 
 def _lock_memory() -> None:

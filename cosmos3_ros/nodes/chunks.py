@@ -35,6 +35,7 @@ def chunk_from_message(message: ActionChunk, space: CommandSpace) -> Chunk:
         planner=message.planner,
         instruction=message.instruction,
         latency_s=message.plan_latency,
+        engine_s=message.engine_time,
     )
 
 
@@ -60,6 +61,7 @@ def message_from_chunk(
         data=chunk.rows.ravel().tolist(),
         committed_rows=committed_rows,
         plan_latency=chunk.latency_s,
+        engine_time=chunk.engine_s,
     )
     message.header.frame_id = space.base_frame
     message.header.stamp = time_message(chunk.stamp_ns)

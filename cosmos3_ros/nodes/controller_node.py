@@ -25,7 +25,7 @@ from cosmos3_ros.control.chunk import NS_PER_S, ChunkRefused, Refusal
 from cosmos3_ros.control.controller import Controller, Following, NotReady, State, Transition
 from cosmos3_ros.control.limits import Limits
 from cosmos3_ros.control.loop import DeadlineLoop
-from cosmos3_ros.control.realtime import Scheduling
+from cosmos3_ros.control.realtime import Scheduling, release_this_thread
 from cosmos3_ros.control.space import Space
 from cosmos3_ros.control.statistics import Histogram
 from cosmos3_ros.control.watchdog import Moment, Reason, Timeouts
@@ -289,6 +289,9 @@ class ControllerNode(ManagedNode):
         if self._gripper is not None:
             self.repeat(_GRIPPER_PERIOD_S, self._follow_gripper)
         self.repeat(DIAGNOSTICS_PERIOD_S, self._publish_diagnostics)
+        for refusal in self._scheduling.of_another_thread().apply_to_this_thread():
+            self.get_logger().warning(refusal)
+        self.while_active(release_this_thread)
         self.while_active(self._come_to_rest)
         loop.start()
 
@@ -330,7 +333,7 @@ class ControllerNode(ManagedNode):
             run.commands += 1
         run.wanted, run.sent_state = command.wanted, command.state
         if (began := command.began) is not None:
-            spent_ns = round(began.latency_s * NS_PER_S)
+            spent_ns = round(began.engine_s * NS_PER_S)
             run.frame_to_command.add(max(self.now_ns() - began.stamp_ns - spent_ns, 0))
 
     def _send(self, commands: np.ndarray, stamp: Time) -> None:
@@ -535,7 +538,7 @@ class ControllerNode(ManagedNode):
             "command_jitter": loop.jitter,
             "wake_up": loop.wake_up,
             "execution": loop.execution,
-            # From a picture's stamp to the first command of its plan, without the planning.
+            # From a picture's stamp to the first command of its plan, without the engine's work.
             "frame_to_command": run.frame_to_command,
         }.items():
             values[f"{name}_p50_ms"] = f"{measured.percentile_ms(50):.3f}"

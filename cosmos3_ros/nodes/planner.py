@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from cosmos3_ros.control.chunk import Chunk
+from cosmos3_ros.control.chunk import NS_PER_S, Chunk
 from cosmos3_ros.control.overlap import Committed, Overlap
 from cosmos3_ros.nodes.images import ImageError
 from cosmos3_ros.nodes.observer import Observer, Refusal
@@ -94,6 +94,7 @@ class Planner(Worker):
         self._prompt: Prompt | None = None
         self._tried: int | None = None
         self._last_stamp: int | None = None
+        self._free_ns = 0  # when the engine had done its last work, by the node's clock
         self._fault, self._waiting = "", "no instruction has arrived"
         self._plans = self._observations = 0
         self._latencies: deque[float] = deque(maxlen=LATENCIES_KEPT)
@@ -205,6 +206,7 @@ class Planner(Worker):
             observation = replace(observation, state=ahead)
         poses = observation.poses
         known = self._in_model_rows(committed, poses)
+        waited_s = max(self._free_ns - stamped.stamp_ns, 0) / NS_PER_S
         try:
             noise = draw_noise(contract, self._rng)
             plan = self._policy.plan(observation, prompt, noise, *known)
@@ -213,10 +215,10 @@ class Planner(Worker):
             return
         self.rest_until(time.monotonic() + self._added_latency_s)
         latency_s = time.monotonic() - started
-        now_ns = self._now_ns()
+        now_ns = self._free_ns = self._now_ns()
         with self.changed:
             start_ns = overlap.arrived(stamped.stamp_ns, now_ns)
-        age_s = (now_ns - start_ns) / 1e9
+        age_s = (now_ns - start_ns) / NS_PER_S
         if age_s > contract.chunk / contract.fps:
             self._reject(
                 self._rejected_chunks,
@@ -242,6 +244,7 @@ class Planner(Worker):
                 planner=self._id,
                 instruction=prompt.instruction,
                 latency_s=latency_s,
+                engine_s=latency_s + waited_s,
             )
             overlap.published(chunk)
         self._publish(StampedPlan(chunk, plan))

@@ -18,6 +18,8 @@ from rclpy.signals import SignalHandlerOptions
 
 # How soon an interrupt is noticed when nothing else wakes the node.
 WAKE_PERIOD_S = 0.1
+# How long a control loop or a planner may have to wait for Python's lock.
+_SWITCH_INTERVAL_S = 1e-4
 
 
 def run(make_node: Callable[[], Node]) -> int:
@@ -28,6 +30,7 @@ def run(make_node: Callable[[], Node]) -> int:
     twice, from the terminal and from launch; the second changes nothing.
     """
     interrupted = False
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         nonlocal interrupted
@@ -70,6 +73,9 @@ def _spin_once(executor: SingleThreadedExecutor, node: Node) -> None:
         # Jazzy raises a transition that the present state does not have out of the executor.
         # A stray request must not silence a node that holds an arm.
         node.get_logger().error(f"request refused: {error}")
+    except Exception as error:
+        # Nor must a message that rclpy itself stumbles over, as a /clock of before all time.
+        node.get_logger().error(f"a callback failed: {type(error).__name__}: {error}")
 
 
 def _finalize(node: LifecycleNode) -> None:

@@ -48,7 +48,7 @@ _HELD = (ControllerStatus.STATE_HOLDING, ControllerStatus.STATE_STOPPED)
 @dataclass(frozen=True)
 class Row:
     """What came of one fault. ``largest_step``: of a joint in one control period, as a share of
-    what its velocity limit allows. ``log``: the last warning or error of the nodes."""
+    what its velocity limit allows. ``log``: the first warning or error of the nodes after it."""
 
     fault: str
     time_to_hold_ms: float | None
@@ -239,7 +239,7 @@ def _suffer(stage: Stage, fault: Fault) -> Row:
         largest_step=round(step, 3),
         recovered=recovered,
         ok=in_time and recovered and step <= _LARGEST_STEP and "Traceback" not in text,
-        log=_last_word(text),
+        log=_first_word(text),
     )
 
 
@@ -273,9 +273,9 @@ def _logged_since(stage: Stage, sizes: dict[Path, int]) -> str:
     return "\n".join(parts)
 
 
-def _last_word(text: str) -> str:
+def _first_word(text: str) -> str:
     lines = [line for line in text.splitlines() if "[WARN]" in line or "[ERROR]" in line]
-    return lines[-1].strip() if lines else ""
+    return lines[0].strip() if lines else ""
 
 
 def table(rows: list[Row]) -> str:

@@ -173,6 +173,7 @@ class _Run:
         _, plan, stamp_ns = self._coming
         self._coming = None
         start_ns = self._overlap.arrived(stamp_ns, now_ns)
+        self.strategies.add(self._overlap.strategy)
         chunk = Chunk(self.plans, stamp_ns, self._policy.contract.fps, plan.rows, start_ns)
         if chunk.end_ns < now_ns:
             return

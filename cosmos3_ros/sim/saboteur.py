@@ -29,6 +29,7 @@ from cosmos3_ros.sim.world import CAMERAS
 RAW = "raw"
 # How often messages that are held back are looked at [s].
 _HELD_PERIOD_S = 0.005
+_CLOCK_BEGINS_S = 1000.0
 
 
 @dataclass
@@ -66,7 +67,8 @@ class Saboteur(Node):
 
     def __init__(self) -> None:
         super().__init__("cosmos3_saboteur")
-        self.spoiled = Spoiled()
+        # A simulator's clock begins at 0: ten seconds back there would be before all time.
+        self.spoiled = Spoiled(clock_offset_ns=round(_CLOCK_BEGINS_S * 1e9))
         self.commands: list[Commanded] = []
         self.entered: list[Entered] = []
         self._random = random.Random(0)
@@ -74,7 +76,7 @@ class Saboteur(Node):
         self._joints_sent_s = -math.inf
         latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
         self._instruction = self.create_publisher(String, "instruction", latched)
-        self._clock = self._relay(Clock, "/clock", self._on_clock)
+        self._times = self._relay(Clock, "/clock", self._on_clock)
         self._joints = self._relay(JointState, "joint_states", self._on_joints)
         self._images = {
             camera: self._relay(Image, f"camera/{camera}/image", self._image_relay(camera))
@@ -99,7 +101,7 @@ class Saboteur(Node):
 
     def _on_clock(self, message: Clock) -> None:
         message.clock = self._shifted(message.clock)
-        self._clock.publish(message)
+        self._times.publish(message)
 
     def _on_joints(self, message: JointState) -> None:
         now_s = time.monotonic()
