@@ -32,6 +32,8 @@ _LONGEST_FORECAST_S = 10.0
 # A measurement farther from the command than the arm travels in this time at its velocity limit is
 # not of an arm that lags behind, but of one that somebody else has moved.
 _ELSEWHERE_S = 0.1
+# A gripper's row says open or closed: beyond its range by less than this share, it still does.
+_HELD_TOLERANCE = 0.5
 
 
 class State(StrEnum):
@@ -75,8 +77,8 @@ class Following:
     [step_width]: how far from the present command a chunk may begin, in channel units.
     ``rest`` [width]: what channels are commanded at rest, NaN of those that stay as they are.
     ``range_tolerance``: how far outside the position limits a row may be before the chunk is
-    refused, as a share of their range. ``blend_s``: a chunk that replaces another one fades in for
-    so long; 0: it takes over at once.
+    refused, as a share of their range; of channels that keep a row's value at least half of it.
+    ``blend_s``: a chunk that replaces another one fades in for so long; 0: it takes over at once.
     """
 
     hysteresis: np.ndarray
@@ -329,8 +331,10 @@ class Controller:
             )
 
     def _require_reachable(self, chunk: Chunk, now_ns: int) -> None:
-        limits, following = self._limits, self._following
-        room = following.range_tolerance * (limits.upper - limits.lower)
+        limits, following, width = self._limits, self._following, len(self._limits.lower)
+        tolerance = np.full(width, following.range_tolerance)
+        tolerance[following.held] = np.maximum(tolerance[following.held], _HELD_TOLERANCE)
+        room = tolerance * (limits.upper - limits.lower)
         room = np.where(np.isfinite(room), room, 0.0)
         outside = (chunk.rows < limits.lower - room) | (chunk.rows > limits.upper + room)
         if np.any(outside):

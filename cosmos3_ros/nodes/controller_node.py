@@ -120,7 +120,7 @@ class ControllerParameters:
     range_tolerance: float = parameter(
         0.05,
         "How far outside the position limits a row may be, as a share of their range, before the "
-        "chunk is refused.",
+        "chunk is refused; a gripper's at least half.",
         minimum=0.0,
         maximum=10.0,
     )

@@ -46,9 +46,11 @@ class Spoiled:
 
 @dataclass(frozen=True)
 class Commanded:
-    """A command as it arrived: when, on a steady clock [s], and the positions [rad; m]."""
+    """A command as it arrived: when, on a steady clock [s], its stamp [s], and the positions [rad;
+    m]."""
 
     at_s: float
+    stamp_s: float
     positions: np.ndarray
 
 
@@ -132,7 +134,8 @@ class Saboteur(Node):
             self._chunks.publish(self._held.popleft()[1])
 
     def _on_command(self, message: JointState) -> None:
-        self.commands.append(Commanded(time.monotonic(), np.array(message.position)))
+        stamp_s = nanoseconds(message.header.stamp) / 1e9
+        self.commands.append(Commanded(time.monotonic(), stamp_s, np.array(message.position)))
 
     def _on_status(self, message: ControllerStatus) -> None:
         self.entered.append(

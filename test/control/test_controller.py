@@ -366,6 +366,8 @@ def test_refused_chunks_leave_the_present_one_in_force() -> None:
         assert arm.refusal_of(chunk) is refusal
     of_long_ago = arm.plan(6, np.tile(HOME, (100, 1)), age_s=5.1, start_ns=arm.now_ns)
     assert arm.refusal_of(of_long_ago) is Refusal.STALE
+    neither_open_nor_closed = arm.plan(6, [[0.8, 0.0], [0.8, 1.6]])
+    assert arm.refusal_of(neither_open_nor_closed) is Refusal.OUT_OF_RANGE
     elapsed_s = (arm.now_ns - began_ns) / NS_PER_S
     command = arm.tick()
     assert command.state is State.TRACKING
@@ -375,7 +377,8 @@ def test_refused_chunks_leave_the_present_one_in_force() -> None:
 def test_a_row_a_little_outside_the_limits_is_limited_and_counted() -> None:
     arm = Arm()
     arm.position = np.array([1.8, 0.0])
-    arm.follow(arm.plan(1, np.tile([2.1, -0.03], (30, 1))))
+    # A gripper that is more than open is open.
+    arm.follow(arm.plan(1, np.tile([2.1, -0.4], (30, 1))))
     commands = arm.run(2.0)
     assert commands[-1].positions == pytest.approx([2.0, 0.0], abs=1e-3)
     assert np.all(path(commands) <= 2.0)

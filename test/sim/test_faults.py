@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from cosmos3_ros.sim.saboteur import Commanded
 from cosmos3_ros.sim.team import CONTROL_RATE_HZ
 
 ROBOT = load_embodiment("pico_panda")
+START_S = 1000.0
 PERIOD_S = 1 / CONTROL_RATE_HZ
 
 
@@ -68,7 +70,7 @@ def commands(*positions: float, late_s: float = 0.0) -> list[Commanded]:
     at_s = [i * PERIOD_S for i in range(len(positions))]
     at_s[-1] += late_s
     return [
-        Commanded(at, np.array([position, *[0.0] * 7]))
+        Commanded(at, START_S + at, np.array([position, *[0.0] * 7]))
         for at, position in zip(at_s, positions, strict=True)
     ]
 
@@ -79,6 +81,10 @@ def test_the_largest_step_is_a_share_of_what_the_limit_allows() -> None:
     assert largest_step(commands(0.0, 1.5 * allowed), ROBOT) == pytest.approx(1.5)
     # Over two periods twice as much is allowed.
     assert largest_step(commands(0.0, allowed, late_s=PERIOD_S), ROBOT) == pytest.approx(0.5)
+    # The stamp of a command from before the clock jumped says nothing.
+    before = replace(commands(0.0)[0], stamp_s=START_S + 10)
+    after = commands(0.0, 0.5 * allowed)[1]
+    assert largest_step([before, after], ROBOT) == pytest.approx(0.5)
 
 
 def test_the_table_shows_what_is_not_as_it_should_be() -> None:
