@@ -64,7 +64,7 @@ def encode_chunk(
     names, units = [c.name for c in channels], [c.unit for c in channels]
     message = make(
         stamped, stamped.stamp, plan_id, 77, embodiment, "Pick up the pen.", float(FPS),
-        names, units, *rows.shape, rows.reshape(-1), 0, latency_s,
+        names, units, *rows.shape, rows.reshape(-1), 0, latency_s, latency_s,
     )  # fmt: skip
     return encode(message)
 

@@ -24,8 +24,8 @@ from cosmos3_ros.control.watchdog import (
     cause_to_hold,
 )
 
-# The longest time one step of the limits may stand for: after a stall of the process the arm
-# resumes at its limited speed, it does not catch up in one leap.
+# The longest time one step of the limits may stand for: after a stall of the process or of the
+# clock the arm sets off from rest, it does not catch up in one leap.
 MAX_STEP_S = 0.1
 # A chunk, and what an arm needs to come to rest after it.
 _LONGEST_FORECAST_S = 10.0
@@ -240,8 +240,9 @@ class Controller:
         cause = self._cause(moment)
         self._enter(cause)
         self._ticked = moment
-        dt_s = self._dt_s(previous, moment)
-        if cause is not None and cause.reason is Reason.OVERRUN:
+        passed_s = self._passed_s(previous, moment)
+        dt_s = min(passed_s, MAX_STEP_S)
+        if passed_s > MAX_STEP_S or (cause is not None and cause.reason is Reason.OVERRUN):
             # The arm has long reached the last command, and rests there.
             self._motion = self._limits.at_rest(self._motion.position)
         if self._path is None or self.state is not State.TRACKING:
@@ -444,13 +445,13 @@ class Controller:
         apart = np.abs(self._limits.space.difference(self._measured, commanded))
         return bool(np.any(apart > near))
 
-    def _dt_s(self, previous: Moment, moment: Moment) -> float:
+    def _passed_s(self, previous: Moment, moment: Moment) -> float:
         """Between two ticks, by the node's clock; by the steady one where that has jumped."""
         if self._leapt(previous, moment):
             passed_ns = moment.steady_ns - previous.steady_ns
         else:
             passed_ns = moment.now_ns - previous.now_ns
-        return min(passed_ns / NS_PER_S, MAX_STEP_S)
+        return passed_ns / NS_PER_S
 
     def _watch_clock(self, moment: Moment) -> None:
         """Notice a jump of the clock before anything is done with its time."""

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from cosmos3_ros.control.chunk import NS_PER_S, Chunk
+from cosmos3_ros.control.controller import MAX_STEP_S
 from cosmos3_ros.control.schedule import Schedule, Target
 from cosmos3_ros.control.space import Space
 from cosmos3_ros.policy.embodiment import Embodiment, EmbodimentError, load_embodiment
@@ -83,8 +84,8 @@ def _commanded(commands: Sequence[Any], robot: Embodiment) -> tuple[float | None
     positions = np.array([command.decoded().position[:count] for command in commands])
     stamps_s = np.array([command.stamp_ns for command in commands], np.int64) / NS_PER_S
     passed_s = np.diff(stamps_s)
-    # Between two runs of the clock nothing is known of how long it took.
-    steady = (passed_s > 1e-4) & (passed_s < 1.0)
+    # After a pause the arm sets off from rest, and of another run of the clock nothing is known.
+    steady = (passed_s > 1e-4) & (passed_s <= MAX_STEP_S)
     velocity = np.diff(positions, axis=0) / np.where(steady, passed_s, 1.0)[:, None]
     change = np.diff(velocity, axis=0) / np.where(steady[1:], passed_s[1:], 1.0)[:, None]
     fastest = np.abs(velocity[steady]) / robot.velocity[:count]
