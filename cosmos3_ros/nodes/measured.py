@@ -10,7 +10,7 @@ from geometry_msgs.msg import PoseStamped
 from sensor_msgs.msg import JointState
 
 from cosmos3_ros.nodes.joints import JointMap, JointReader
-from cosmos3_ros.nodes.observer import is_pose, pose_of, stamp_ns
+from cosmos3_ros.nodes.observer import pose_objection, pose_of, stamp_ns
 from cosmos3_ros.policy.commands import CommandSpace
 from cosmos3_ros.policy.embodiment import Embodiment
 from cosmos3_ros.policy.poses import POSE_WIDTH
@@ -41,6 +41,7 @@ class PoseReader:
 
     def __init__(self, embodiment: Embodiment, space: CommandSpace) -> None:
         self._space, self._gripper = space, embodiment.gripper
+        self._base_frame = embodiment.base_frame
         self._poses: dict[str, np.ndarray] = {}
         self._stamps_ns: dict[str, int] = {}
         self._closedness = math.nan
@@ -76,13 +77,9 @@ class PoseReader:
 
     def read_pose(self, topic: str, message: PoseStamped, now_ns: int) -> None:
         """Take a pose; one without a stamp counts as measured now. Raises ValueError for none."""
-        pose = pose_of(message)
-        if not is_pose(pose):
-            raise ValueError(
-                f"{topic}: {pose.round(3).tolist()} is no pose; expected finite numbers and a "
-                "quaternion of length 1"
-            )
-        self._poses[topic] = pose
+        if objection := pose_objection(message, self._base_frame):
+            raise ValueError(f"{topic}: {objection}")
+        self._poses[topic] = pose_of(message)
         self._stamps_ns[topic] = stamp_ns(message) or now_ns
 
     def read(self, message: JointState, now_ns: int) -> None:

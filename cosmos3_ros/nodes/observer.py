@@ -81,7 +81,7 @@ class Observer:
         self._images: dict[str, Image | CompressedImage] = {}
         self._positions: deque[tuple[int, dict[str, float]]] = deque(maxlen=JOINT_HISTORY)
         self._gripper: deque[tuple[int, dict[str, float]]] = deque(maxlen=JOINT_HISTORY)
-        self._poses: dict[str, deque[tuple[int, np.ndarray]]] = {
+        self._poses: dict[str, deque[PoseStamped]] = {
             topic: deque(maxlen=JOINT_HISTORY) for topic in poses
         }
 
@@ -100,7 +100,7 @@ class Observer:
         self._gripper.append((now_ns, {"": closedness}))
 
     def on_pose(self, topic: str, message: PoseStamped) -> None:
-        self._poses[topic].append((stamp_ns(message), pose_of(message)))
+        self._poses[topic].append(message)
 
     def clear(self) -> None:
         """Forget everything: the clock jumped."""
@@ -198,8 +198,8 @@ class Observer:
         """Poses nearest to a stamp [number of topics, 7]."""
         poses = np.zeros((len(self._poses), POSE_WIDTH))
         for row, (topic, history) in zip(poses, self._poses.items(), strict=True):
-            nearest = min(history, key=lambda entry: abs(entry[0] - stamp), default=None)
-            skew_s = math.inf if nearest is None else abs(nearest[0] - stamp) / 1e9
+            nearest = min(history, key=lambda pose: abs(stamp_ns(pose) - stamp), default=None)
+            skew_s = math.inf if nearest is None else abs(stamp_ns(nearest) - stamp) / 1e9
             if nearest is None or skew_s > self._limits.joint_skew_s:
                 found = "nothing" if nearest is None else f"one {skew_s:.3f} s away"
                 raise Refusal(
@@ -207,13 +207,9 @@ class Observer:
                     f"{topic}: {found}; expected a pose within {self._limits.joint_skew_s} s of "
                     "the picture (joint_skew_s)",
                 )
-            if not is_pose(nearest[1]):
-                raise Refusal(
-                    "pose_not_finite",
-                    f"{topic}: {nearest[1].round(3).tolist()} is no pose; expected finite numbers "
-                    "and a quaternion of length 1",
-                )
-            row[:] = nearest[1]
+            if objection := pose_objection(nearest, self._embodiment.base_frame):
+                raise Refusal("pose_malformed", f"{topic}: {objection}")
+            row[:] = pose_of(nearest)
         return poses
 
     def _nearest(
@@ -253,10 +249,21 @@ def pose_of(message: PoseStamped) -> np.ndarray:
     return np.array([p.x, p.y, p.z, q.x, q.y, q.z, q.w])
 
 
-def is_pose(pose: np.ndarray) -> bool:
-    """Whether the numbers [7] are finite and the quaternion has length 1."""
+def pose_objection(message: PoseStamped, base_frame: str) -> str:
+    """Why a message does not tell where something is in the base frame; empty where it does.
+
+    One that names no frame is taken to be in it.
+    """
+    frame, pose = message.header.frame_id, pose_of(message)
+    if frame not in ("", base_frame):
+        return f"in frame '{frame}'; expected '{base_frame}', transform it upstream"
     length = float(np.linalg.norm(pose[3:]))
-    return bool(np.isfinite(pose).all()) and abs(length - 1) < QUATERNION_SLACK
+    if not np.isfinite(pose).all() or abs(length - 1) > QUATERNION_SLACK:
+        return (
+            f"{pose.round(3).tolist()} is no pose; expected finite numbers and a quaternion of "
+            "length 1"
+        )
+    return ""
 
 
 def stamp_ns(message: Image | CompressedImage | JointState | PoseStamped) -> int:

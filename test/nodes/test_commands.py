@@ -144,6 +144,10 @@ def test_what_is_no_pose_is_refused() -> None:
     reader = PoseReader(robot, command_space(robot))
     with pytest.raises(ValueError, match="is no pose; expected finite numbers and a quaternion"):
         reader.read_pose("pose", PoseStamped(pose=Pose(orientation=Quaternion(w=0.5))), NOW_NS)
+    elsewhere = PoseStamped(pose=Pose(orientation=Quaternion(w=1.0)))
+    elsewhere.header.frame_id = "map"
+    with pytest.raises(ValueError, match="in frame 'map'; expected 'base_link', transform it"):
+        reader.read_pose("pose", elsewhere, NOW_NS)
     assert reader.missing == ["pose"]
 
 
