@@ -49,9 +49,9 @@ channels:
      jump: 0.1, turn_velocity: 1.5, turn_acceleration: 20.0, turn_jump: 0.6}
   - {block: grasp}
 quantiles:
-  position_x: [-0.01, 0.01]
-  position_y: [-0.01, 0.01]
-  position_z: [-0.01, 0.01]
+  position_x: [-0.002, 0.002]
+  position_y: [-0.002, 0.002]
+  position_z: [-0.002, 0.002]
   rotation_1: [0.99, 1.0]
   rotation_2: [-0.02, 0.02]
   rotation_3: [-0.02, 0.02]
