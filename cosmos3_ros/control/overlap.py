@@ -120,6 +120,7 @@ class Overlap:
 
         It starts at its observation; where the arm has stood still since, now.
         """
+        now_ns = max(now_ns, stamp_ns)  # a stamp may be a little ahead of the clock
         self._delays_s.append((now_ns - stamp_ns) / NS_PER_S)
         return now_ns if self._last is None or stamp_ns >= self._end_ns else stamp_ns
 

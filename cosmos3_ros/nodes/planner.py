@@ -184,7 +184,7 @@ class Planner(Worker):
                 self._waiting = "no observation has arrived"
 
     def _plan(self, prompt: Prompt) -> None:
-        started = time.monotonic()
+        started, started_ns = time.monotonic(), self._now_ns()
         with self.changed:
             self._tried = self._observer.progress()
             observer = self._observer.snapshot()
@@ -216,6 +216,8 @@ class Planner(Worker):
         self.rest_until(time.monotonic() + self._added_latency_s)
         latency_s = time.monotonic() - started
         now_ns = self._free_ns = self._now_ns()
+        if now_ns < started_ns:
+            return  # the clock jumped back meanwhile: the plan is of another time
         with self.changed:
             start_ns = overlap.arrived(stamped.stamp_ns, now_ns)
         age_s = (now_ns - start_ns) / NS_PER_S

@@ -99,6 +99,10 @@ def test_a_plan_starts_at_its_observation_or_now_where_the_arm_has_stood_still_s
     assert moving.arrived(at_s(0.8), at_s(1.5)) == at_s(1.5), "the controller holds"
 
 
+def test_a_plan_whose_stamp_is_ahead_of_the_clock_starts_at_its_stamp() -> None:
+    assert overlap(Strategy.BLEND).arrived(at_s(0.4), at_s(0.3)) == at_s(0.4)
+
+
 def test_a_plan_that_comes_too_late_to_be_used_counts_nevertheless() -> None:
     prefix = overlap(Strategy.PREFIX)
     prefix.arrived(START_NS, at_s(1.7))
