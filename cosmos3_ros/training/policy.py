@@ -117,7 +117,7 @@ def train_policy(
             for group in optimiser.param_groups:
                 group["lr"] = _learning_rate(step, settings)
             batch, chosen = draw(random)
-            share = _draw_shares(random, batch, contract, settings)
+            share = _draw_shares(random, settings)
             video, row = losses(forward, chosen, batch, share, contract)
             optimiser.zero_grad()
             (video + settings.action_weight * row).backward()
@@ -141,19 +141,16 @@ def train_policy(
     return progress.seconds
 
 
-def _draw_shares(
-    random: np.random.Generator, batch: Batch, contract: Contract, settings: PolicySettings
-) -> Tensor:
+def _draw_shares(random: np.random.Generator, settings: PolicySettings) -> Tensor:
     """Where in the flow each clip stands, 0 .. 1: spread evenly, and some at its very beginning.
 
-    A little less than pure noise, and the video already shows where the arm will go; committed rows
-    do, too. What an instruction means is learnt where nothing else tells.
+    A little less than pure noise, and the video already shows where the arm will go. What an
+    instruction means, and how to go on from committed rows, is learnt where nothing else tells.
     """
     strata = np.arange(settings.batch) + random.uniform(size=settings.batch)
     share = torch.from_numpy(random.permutation(strata / settings.batch)).float()
-    uncommitted = batch.noisy_rows[:, int(contract.state_row) :, 0].all(1)
     drawn = torch.from_numpy(random.uniform(size=settings.batch) < settings.pure_noise_share)
-    return torch.where(uncommitted & drawn, 1.0, share)
+    return torch.where(drawn, 1.0, share)
 
 
 _JUDGED = ("held_out_video", "held_out_action", "row_error", "last_row_error")

@@ -55,9 +55,9 @@ class PolicySettings:
 
     ``caption_dropout``: share of the clips that are shown no instruction, for guidance.
     ``prefix_share``: share whose first rows, a random number of them, are clean, as committed rows
-    are (training-time real-time chunking). ``pure_noise_share``: share of the others that are shown
-    nothing but noise to begin with. ``state_noise``: deviation added to the state row, in
-    the model's units. ``action_weight``: of the rows' loss beside the video's.
+    are (training-time real-time chunking). ``pure_noise_share``: share whose other rows and frames
+    begin as nothing but noise. ``state_noise``: deviation added to the state row, in the model's
+    units. ``action_weight``: of the rows' loss beside the video's.
     """
 
     steps: int

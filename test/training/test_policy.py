@@ -167,17 +167,16 @@ def test_half_of_the_clips_have_committed_rows_and_all_a_state_that_is_not_quite
     torch.testing.assert_close(batch.rows[:, 1:], shown.rows[clip, 1:])
 
 
-def test_half_of_what_shows_no_committed_rows_begins_as_nothing_but_noise(
+def test_half_begins_as_nothing_but_noise_with_committed_rows_and_without(
     contract: Contract, texts: Texts, settings: PolicySettings
 ) -> None:
     chosen = replace(settings, batch=400, prefix_share=0.5, pure_noise_share=0.5)
-    batch, _ = _Draw(clips(contract), texts, contract, chosen)(np.random.default_rng(0))
-    share = _draw_shares(np.random.default_rng(1), batch, contract, chosen)
+    random = np.random.default_rng(0)
+    batch, _ = _Draw(clips(contract), texts, contract, chosen)(random)
+    begins = _draw_shares(random, chosen) == 1
     committed = batch.noisy_rows[:, 1, 0] == 0
-    assert (share[committed] < 1).all()
-    assert 0.4 < (share[~committed] == 1).float().mean() < 0.6
+    for which in (committed, ~committed):
+        assert 0.4 < begins[which].float().mean() < 0.6
     # Without those, the batch is spread evenly from 0 to 1.
-    even = _draw_shares(
-        np.random.default_rng(1), batch, contract, replace(chosen, pure_noise_share=0.0)
-    )
+    even = _draw_shares(random, replace(chosen, pure_noise_share=0.0))
     np.testing.assert_allclose(np.sort(even), (np.arange(400) + 0.5) / 400, atol=0.5 / 400 + 1e-6)
