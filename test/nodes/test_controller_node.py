@@ -536,7 +536,7 @@ def test_a_wrong_parameter_leaves_the_node_unconfigured_with_the_reason_in_the_l
     g = graph(**parameters)
     assert g.node.trigger_configure() == FAILURE
     assert reason in capfd.readouterr().err
-    assert state_label(g) == "unconfigured"
+    assert state_label(g.robot, g.until) == "unconfigured"
 
 
 def test_a_wrong_parameter_can_be_put_right_and_configured_again(graph: Maker) -> None:
@@ -599,11 +599,11 @@ def test_an_activation_begins_from_nothing(graph: Maker) -> None:
     assert set(first_joint(g.commands)) == {-0.4}
 
 
-def state_label(g: Graph) -> str:
-    client = g.robot.create_client(GetState, "/cosmos3_controller/get_state")
-    assert g.until(client.service_is_ready)
+def state_label(peer: rclpy.node.Node, until: Callable[..., bool]) -> str:
+    client = peer.create_client(GetState, "/cosmos3_controller/get_state")
+    assert until(client.service_is_ready)
     future = client.call_async(GetState.Request())
-    assert g.until(future.done)
+    assert until(future.done)
     return str(future.result().current_state.label)
 
 
@@ -629,7 +629,6 @@ class Process:
         self.joint_states = self.node.create_publisher(JointState, "joint_states", 10)
         self.node.create_timer(0.01, self._measure)
         self._change = self.node.create_client(ChangeState, "/cosmos3_controller/change_state")
-        self._state = self.node.create_client(GetState, "/cosmos3_controller/get_state")
         command = [sys.executable, "-m", "cosmos3_ros.nodes.controller_node", "--ros-args"]
         command += [part for p in ("embodiment:=sim_panda", *parameters) for part in ("-p", p)]
         self.process = subprocess.Popen(
@@ -655,13 +654,7 @@ class Process:
         if self.until(future.done, 3.0):
             return future.result().success
         # A server that has not yet found its client's reader answers into the void.
-        return self.state() == _REACHED[transition]
-
-    def state(self) -> str:
-        assert self.until(self._state.service_is_ready)
-        future = self._state.call_async(GetState.Request())
-        assert self.until(future.done, 3.0)
-        return str(future.result().current_state.label)
+        return state_label(self.node, self.until) == _REACHED[transition]
 
     def close(self) -> None:
         if self.process.poll() is None:

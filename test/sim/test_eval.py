@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from bundles import Exported
 
@@ -58,13 +57,6 @@ def test_latency_is_added_to_every_plan(tmp_path: Path, pico: Exported) -> None:
     assert late["added_latency_ms"] == 300
     assert seconds_per_plan(prompt) < 0.2 < 0.3 < seconds_per_plan(late) < 0.7
     assert late["success"]["count"] >= 3, late["each"]
-    goals = [
-        (p["time_to_goal_s"], q["time_to_goal_s"])
-        for p, q in zip(prompt["each"], late["each"], strict=True)
-    ]
-    both = [(soon, later) for soon, later in goals if soon and later]
-    assert all(later > 0.3 for _, later in both), "the first plan comes no sooner"
-    assert np.median([later - soon for soon, later in both]) > 0.1
 
 
 def seconds_per_plan(found: dict[str, Any]) -> float:
