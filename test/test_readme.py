@@ -6,7 +6,7 @@ import pytest
 from bundles import ROOT
 
 from cosmos3_ros.cli import COMMANDS
-from cosmos3_ros.nodes.controller_node import ControllerParameters
+from cosmos3_ros.nodes.controller_parameters import ControllerParameters
 from cosmos3_ros.nodes.parameters import ParameterRow, parameter_rows
 from cosmos3_ros.nodes.player_node import PlayerParameters
 from cosmos3_ros.nodes.policy_node import PolicyParameters

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from cosmos3_ros.engine.export import make_contract
+from cosmos3_ros.engine.export_contract import make_contract
 from cosmos3_ros.engine.export_model import Components, make_components
 from cosmos3_ros.engine.recipe import Recipe
 from cosmos3_ros.export_command import body_of

@@ -21,8 +21,8 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from cosmos3_ros.engine.bundle import TOKENIZER
-from cosmos3_ros.engine.export import make_contract
 from cosmos3_ros.engine.export_checkpoint import ModuleWeights
+from cosmos3_ros.engine.export_contract import make_contract
 from cosmos3_ros.engine.export_folder import whole_folder
 from cosmos3_ros.engine.export_model import (
     Components,

@@ -25,19 +25,17 @@ from onnx import TensorProto
 from cosmos3_ros.engine import export as exporting
 from cosmos3_ros.engine.backends import open_backend
 from cosmos3_ros.engine.bundle import BundleError, load_bundle
-from cosmos3_ros.engine.export import Calibration, export, make_sampler
+from cosmos3_ros.engine.export import Calibration, export
 from cosmos3_ros.engine.export_folder import FolderError, whole_folder
 from cosmos3_ros.engine.export_model import make_components, open_components
 from cosmos3_ros.engine.export_onnx import Traced, write
 from cosmos3_ros.engine.parts import run_graph
 from cosmos3_ros.engine.recipe import (
-    GuidanceSchedule,
     QuantisationRecipe,
     Recipe,
     RecipeError,
     load_recipe,
 )
-from cosmos3_ros.engine.session import Contract
 from cosmos3_ros.export_command import body_of
 from cosmos3_ros.policy.embodiment import load_embodiment
 
@@ -272,23 +270,6 @@ def test_a_checkpoint_without_action_head_is_refused(
         export(tiny.recipe, body_of(tiny.embodiment), tmp_path / "out", folder)
 
 
-@pytest.mark.parametrize(
-    ("body", "message"),
-    [
-        ({"domain_id": 32}, r"has domain 32; the model knows 0..31"),
-        ({"width": 65}, "has 65 channels, the model's action head 64"),
-        ({"picture_width": 0}, "give it cameras and a canvas"),
-        ({"rate_hz": None}, "has no fps and embodiment 'sim_panda' no rate_hz"),
-    ],
-)
-def test_a_robot_that_the_model_cannot_serve_is_refused(
-    body: dict[str, object], message: str, tiny: Exported, tmp_path: Path
-) -> None:
-    with pytest.raises(RecipeError, match=message):
-        export(tiny.recipe, replace(body_of(tiny.embodiment), **body), tmp_path / "out")
-    assert not list(tmp_path.iterdir())
-
-
 def initializers_of(path: Path) -> dict[str, onnx.TensorProto]:
     graph = onnx.load(path, load_external_data=False).graph
     return {tensor.name: tensor for tensor in graph.initializer}
@@ -494,108 +475,6 @@ def test_a_part_holds_its_own_layers_and_hands_on_hidden_states(
     last = {name for name in held[1] if name.startswith("layers.1.")}
     assert {name.split(".")[2] for name in last} == {"self_attn", "input_layernorm"}
     assert not any("to_q" in name or "to_out" in name for name in last)
-
-
-def step_feeds(contract: Contract, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    rows = (contract.rows, contract.action_dim)
-    shapes = {
-        "start_latents": contract.latent_shape,
-        "start_rows": rows,
-        "latent_history": (contract.history, *contract.latent_shape[1:]),
-        "row_history": (contract.history, *rows),
-        "conditional_latent": contract.latent_shape,
-        "unconditional_latent": contract.latent_shape,
-        "conditional_row": rows,
-        "unconditional_row": rows,
-        "coefficients": (1 + contract.history,),
-        "clean_latent": (*contract.latent_shape[:2], 1, *contract.latent_shape[3:]),
-        "clean_rows": rows,
-    }
-    feeds = {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
-    noisy = np.ones((contract.rows, 1), np.float32)
-    noisy[:2] = 0
-    place = np.zeros(contract.history, np.float32)
-    place[1] = 1
-    feeds["coefficients"][3:] = 0
-    held = rng.uniform(0, 1, noisy.shape).astype(np.float32)
-    held[4:8] = np.array([0, 1, 0, 1])[:, None]
-    return feeds | {
-        "noisy_rows": noisy,
-        "held_rows": held,
-        "place": place,
-        "guidance": np.array([3.0], np.float32),
-    }
-
-
-def run_step(exported: Exported, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    bundle = exported.bundle
-    engine = open_backend(bundle, "onnxruntime", 1)
-    return run_graph(engine, bundle.manifest.graphs, "step", feeds)
-
-
-def test_a_step_is_the_sampler_on_the_guided_velocity(tiny: Exported) -> None:
-    contract = tiny.bundle.manifest.contract
-    feeds = step_feeds(contract, np.random.default_rng(0))
-    made = run_step(tiny, feeds)
-    for kind, plural in (("latent", "latents"), ("row", "rows")):
-        free = feeds[f"unconditional_{kind}"]
-        velocity = free + 3.0 * (feeds[f"conditional_{kind}"] - free)
-        if kind == "row":
-            held, straight = feeds["held_rows"], feeds["start_rows"] - feeds["clean_rows"]
-            velocity = (1 - held) * velocity + held * straight
-        history = feeds[f"{kind}_history"].copy()
-        history[1] = velocity if kind == "row" else velocity[0]
-        assert np.abs(made[f"next_{kind}_history"] - history).max() < 1e-5
-        expected = feeds["coefficients"][0] * feeds[f"start_{plural}"]
-        expected = expected + np.tensordot(feeds["coefficients"][1:], history, 1)
-        if kind == "latent":
-            expected[:, :, :1] = feeds["clean_latent"]
-        else:
-            expected = np.where(feeds["noisy_rows"] == 0, feeds["clean_rows"], expected)
-            expected[:, contract.width :] = 0
-        assert np.abs(made[plural] - expected).max() < 1e-5
-    assert np.abs(made["rows"][:, : contract.width]).min() > 0
-
-
-def test_a_step_does_not_touch_what_is_not_used(tiny: Exported) -> None:
-    contract = tiny.bundle.manifest.contract
-    feeds = step_feeds(contract, np.random.default_rng(0))
-    feeds["guidance"][:] = 1
-    feeds["held_rows"][:2] = 0
-    clean = run_step(tiny, feeds)
-    for kind in ("latent", "row"):
-        feeds[f"{kind}_history"][2:] = np.nan  # no coefficient reads it
-        feeds[f"{kind}_history"][1] = np.inf  # this step's velocity takes its place
-        feeds[f"unconditional_{kind}"][:] = np.nan  # the step is not guided
-    feeds["start_rows"][:2] = np.nan  # clean rows
-    feeds["start_latents"][:, :, 0] = np.nan  # the observation
-    made = run_step(tiny, feeds)
-    for name in ("latents", "rows"):
-        assert (made[name] == clean[name]).all()
-    for kind in ("latent", "row"):
-        entered = made[f"next_{kind}_history"][1]
-        free = feeds["held_rows"] == 0 if kind == "row" else np.True_
-        conditional = feeds[f"conditional_{kind}"].reshape(entered.shape)
-        assert (np.where(free, entered, 0) == np.where(free, conditional, 0)).all()
-
-
-@pytest.mark.parametrize(
-    ("guidance", "schedule", "guided"),
-    [
-        (3.0, None, (True, True, True, True)),
-        (1.0, None, (False, False, False, False)),
-        (1.0, GuidanceSchedule(first=2), (False, False, False, False)),
-        (3.0, GuidanceSchedule(first=1), (True, False, False, False)),
-        (3.0, GuidanceSchedule(timesteps=(900.0, 960.0)), (False, True, False, False)),
-    ],
-)
-def test_guidance_follows_its_schedule(
-    guidance: float, schedule: GuidanceSchedule | None, guided: tuple[bool, ...], tiny: Exported
-) -> None:
-    scheduler = open_components(tiny.recipe, None).scheduler
-    sampler = make_sampler(scheduler, 4, 5.0, guidance, guided=schedule)
-    assert sampler.guided == guided
-    assert sampler.forwards == 4 + sum(guided)
 
 
 def test_the_manifest_lists_the_forwards_of_a_plan(tiny: Exported) -> None:

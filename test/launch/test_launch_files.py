@@ -15,7 +15,7 @@ from launch_stand_in import EmitEvent, Node, performed
 
 pytest.importorskip("rclpy", reason="ROS 2 is not in this environment; run ./run setup")
 
-from cosmos3_ros.nodes.controller_node import ControllerParameters
+from cosmos3_ros.nodes.controller_parameters import ControllerParameters
 from cosmos3_ros.nodes.player_node import PlayerParameters
 from cosmos3_ros.nodes.policy_node import PolicyParameters
 from cosmos3_ros.nodes.recorder_node import RecorderParameters

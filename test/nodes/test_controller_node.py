@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -19,8 +15,7 @@ pytest.importorskip("rclpy", reason="ROS 2 is not in this environment; run ./run
 import rclpy
 from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
-from lifecycle_msgs.msg import Transition
-from lifecycle_msgs.srv import ChangeState, GetState
+from lifecycle import state_label
 from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import TransitionCallbackReturn
@@ -597,133 +592,3 @@ def test_an_activation_begins_from_nothing(graph: Maker) -> None:
     g.node.trigger_activate()
     assert g.until(lambda: len(g.commands) > 10)
     assert set(first_joint(g.commands)) == {-0.4}
-
-
-def state_label(peer: rclpy.node.Node, until: Callable[..., bool]) -> str:
-    client = peer.create_client(GetState, "/cosmos3_controller/get_state")
-    assert until(client.service_is_ready)
-    future = client.call_async(GetState.Request())
-    assert until(future.done)
-    return str(future.result().current_state.label)
-
-
-_REACHED = {
-    Transition.TRANSITION_CONFIGURE: "inactive",
-    Transition.TRANSITION_ACTIVATE: "active",
-}
-
-
-class Process:
-    """The node in a process of its own, driven by its lifecycle services."""
-
-    def __init__(self, context: Context, domain_id: int, *parameters: str) -> None:
-        self.node = rclpy.create_node("operator", context=context)
-        self.executor = SingleThreadedExecutor(context=context)
-        self.executor.add_node(self.node)
-        self.commands: list[JointState] = []
-        self.diagnostics: list[DiagnosticStatus] = []
-        self.node.create_subscription(JointState, "joint_command", self.commands.append, 100)
-        self.node.create_subscription(
-            DiagnosticArray, "/diagnostics", lambda a: self.diagnostics.extend(a.status), 100
-        )
-        self.joint_states = self.node.create_publisher(JointState, "joint_states", 10)
-        self.node.create_timer(0.01, self._measure)
-        self._change = self.node.create_client(ChangeState, "/cosmos3_controller/change_state")
-        command = [sys.executable, "-m", "cosmos3_ros.nodes.controller_node", "--ros-args"]
-        command += [part for p in ("embodiment:=sim_panda", *parameters) for part in ("-p", p)]
-        self.process = subprocess.Popen(
-            command,
-            env={**os.environ, "ROS_DOMAIN_ID": str(domain_id)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def _measure(self) -> None:
-        positions = [*HOME[:7], 0.04]
-        self.joint_states.publish(JointState(name=[*ARM, FINGER], position=positions))
-
-    def until(self, condition: Callable[[], bool], seconds: float = 20.0) -> bool:
-        end = time.monotonic() + seconds
-        while not condition() and time.monotonic() < end:
-            self.executor.spin_once(timeout_sec=0.1)
-        return condition()
-
-    def change(self, transition: int) -> Any:
-        assert self.until(self._change.service_is_ready)
-        future = self._change.call_async(ChangeState.Request(transition=Transition(id=transition)))
-        if self.until(future.done, 3.0):
-            return future.result().success
-        # A server that has not yet found its client's reader answers into the void.
-        return state_label(self.node, self.until) == _REACHED[transition]
-
-    def close(self) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.communicate()
-        self.executor.shutdown()
-        self.node.destroy_node()
-
-
-@pytest.fixture
-def process(ros_domain_id: int) -> Iterator[Callable[..., Process]]:
-    context = Context()
-    rclpy.init(args=[], context=context, domain_id=ros_domain_id)
-    made: list[Process] = []
-
-    def make(*parameters: str) -> Process:
-        made.append(Process(context, ros_domain_id, *parameters))
-        return made[-1]
-
-    yield make
-    for each in made:
-        each.close()
-    rclpy.shutdown(context=context)
-
-
-@pytest.mark.parametrize("transitions", [0, 1, 2], ids=["unconfigured", "inactive", "active"])
-def test_two_interrupts_end_the_process_with_exit_code_0(
-    process: Callable[..., Process], transitions: int
-) -> None:
-    p = process()
-    assert p.until(p._change.service_is_ready)
-    for transition in (Transition.TRANSITION_CONFIGURE, Transition.TRANSITION_ACTIVATE)[
-        :transitions
-    ]:
-        assert p.change(transition)
-    if transitions == 2:
-        assert p.until(lambda: len(p.commands) > 2)
-    p.process.send_signal(signal.SIGINT)
-    time.sleep(0.01)
-    p.process.send_signal(signal.SIGINT)
-    _, errors = p.process.communicate(timeout=15)
-    assert p.process.returncode == 0, errors
-    assert "Traceback" not in errors
-
-
-def test_a_transition_the_state_does_not_have_silences_nothing(
-    process: Callable[..., Process],
-) -> None:
-    p = process()
-    assert p.change(Transition.TRANSITION_CONFIGURE)
-    assert p.change(Transition.TRANSITION_ACTIVATE)
-    assert p.until(lambda: len(p.commands) > 2)
-    p.change(Transition.TRANSITION_ACTIVATE)
-    p.commands.clear()
-    assert p.until(lambda: len(p.commands) > 5, 3.0), "commands ended with the stray request"
-    reports = len(p.diagnostics)
-    p.process.send_signal(signal.SIGINT)
-    assert p.until(lambda: len(p.diagnostics) > reports, 5.0), "no last report"
-    _, errors = p.process.communicate(timeout=15)
-    assert p.process.returncode == 0, errors
-    assert "request refused" in errors
-
-
-def test_parameters_from_the_command_line_reach_the_node(
-    process: Callable[..., Process],
-) -> None:
-    p = process("control_rate_hz:=oops", "joint_names:=[]")
-    assert p.change(Transition.TRANSITION_CONFIGURE) is False
-    p.process.send_signal(signal.SIGINT)
-    _, errors = p.process.communicate(timeout=15)
-    assert "parameter 'control_rate_hz' is 'oops'; expected a float" in errors
-    assert "joint_names" not in errors

@@ -11,7 +11,7 @@ from bundles import Exported
 from tokenizers import Tokenizer
 
 from cosmos3_ros.engine.backends import open_backend
-from cosmos3_ros.engine.export import make_sampler
+from cosmos3_ros.engine.export_contract import make_sampler
 from cosmos3_ros.engine.export_model import Components, make_components
 from cosmos3_ros.engine.export_pipeline import stock_pipeline, stock_policy
 from cosmos3_ros.engine.export_reference import Start, stock_plan, stock_velocity

@@ -11,7 +11,7 @@ from bundles import Exported
 from diffusers import UniPCMultistepScheduler
 
 from cosmos3_ros.engine.backends import open_backend
-from cosmos3_ros.engine.export import make_sampler
+from cosmos3_ros.engine.export_contract import make_sampler
 from cosmos3_ros.engine.export_model import FLOW_SCHEDULER
 from cosmos3_ros.engine.parts import run_graph
 from cosmos3_ros.policy.program import START, constants

@@ -9,7 +9,7 @@ import pytest
 import torch
 from training_parts import PICO_PANDA, small_recipe
 
-from cosmos3_ros.engine.export import make_contract
+from cosmos3_ros.engine.export_contract import make_contract
 from cosmos3_ros.engine.export_model import Components, chatml
 from cosmos3_ros.engine.export_reference import Start, stock_sampler, stock_velocity
 from cosmos3_ros.engine.session import Contract

@@ -11,7 +11,7 @@ import torch
 from diffusers import Cosmos3OmniTransformer
 from training_parts import PICO_PANDA, small_recipe
 
-from cosmos3_ros.engine.export import make_contract
+from cosmos3_ros.engine.export_contract import make_contract
 from cosmos3_ros.engine.export_model import chatml
 from cosmos3_ros.engine.session import Contract
 from cosmos3_ros.export_command import body_of
