@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from bundles import ROOT
 
@@ -44,8 +46,18 @@ def test_every_command_and_embodiment_stands_in_the_readme() -> None:
     assert all(f"`{name}`" in README for name in embodiment_names())
 
 
-def test_every_file_that_the_readme_points_to_is_there() -> None:
-    paths = [part.split(")")[0] for part in README.split("](")[1:]]
-    files = [path for path in paths if not path.startswith(("http", "#"))]
-    assert files
-    assert not [path for path in files if not (ROOT / path).exists()]
+def anchors_of(text: str) -> set[str]:
+    """Where a link may point in a page, as the forge names its headings."""
+    headings = (line.lstrip("# ").lower() for line in text.splitlines() if line.startswith("#"))
+    return {re.sub(r"[^\w\- ]", "", heading).replace(" ", "-") for heading in headings}
+
+
+def test_every_place_that_the_readme_points_to_is_there() -> None:
+    links = [part.split(")")[0] for part in README.split("](")[1:]]
+    places = [link.partition("#")[::2] for link in links if not link.startswith("http")]
+    assert places
+    assert not [path for path, _ in places if not (ROOT / path).exists()]
+    pages = {path: (ROOT / path).read_text() if path else README for path, _ in places if _}
+    assert not [
+        place for place in places if place[1] and place[1] not in anchors_of(pages[place[0]])
+    ]
