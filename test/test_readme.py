@@ -56,8 +56,8 @@ def test_every_place_that_the_readme_points_to_is_there() -> None:
     links = [part.split(")")[0] for part in README.split("](")[1:]]
     places = [link.partition("#")[::2] for link in links if not link.startswith("http")]
     assert places
-    assert not [path for path, _ in places if not (ROOT / path).exists()]
-    pages = {path: (ROOT / path).read_text() if path else README for path, _ in places if _}
-    assert not [
-        place for place in places if place[1] and place[1] not in anchors_of(pages[place[0]])
-    ]
+    for path, anchor in places:
+        assert (ROOT / path).exists(), path
+        if anchor:
+            page = (ROOT / path).read_text() if path else README
+            assert anchor in anchors_of(page), f"{path}#{anchor}"
