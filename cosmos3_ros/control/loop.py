@@ -13,8 +13,9 @@ from cosmos3_ros.control.statistics import LoopStatistics
 class DeadlineLoop:
     """Calls ``work`` every period, at deadlines that do not drift with how long work takes.
 
-    Deadlines that pass while work takes too long are skipped and counted, not made up for. What
-    ``work`` raises goes to ``failed``, and the loop goes on: falling silent is not stopping.
+    A period that passes before the thread wakes, or while work takes too long, is missed: counted,
+    and not made up for. What ``work`` raises goes to ``failed``, and the loop goes on: falling
+    silent is not stopping.
     """
 
     def __init__(
@@ -50,12 +51,10 @@ class DeadlineLoop:
             # On Linux an absolute sleep on the monotonic clock.
             time.sleep(max(due_ns - time.monotonic_ns(), 0) / 1e9)
             woken_ns = time.monotonic_ns()
+            missed = max((woken_ns - due_ns) // self._period_ns, 0)
             try:
                 self._work()
             except Exception as error:
                 self._failed(error)
-            done_ns = time.monotonic_ns()
-            # The deadline that passed last is run for at once; those before it are gone.
-            missed = max((done_ns - due_ns) // self._period_ns - 1, 0)
-            self.statistics.add(due_ns, woken_ns, done_ns, missed)
+            self.statistics.add(due_ns, woken_ns, time.monotonic_ns(), missed)
             due_ns += (1 + missed) * self._period_ns

@@ -40,8 +40,9 @@ class Histogram:
 class LoopStatistics:
     """Of a loop that is due every ``period_ns`` on a steady clock.
 
-    ``jitter``: |interval - period| between wake-ups. ``wake_up``: from the deadline to the wake-up.
-    ``execution``: from there to the end of the work. ``missed``: periods in which it did not run.
+    ``jitter``: |interval - period| between wake-ups. ``wake_up``: from the deadline after the last run to the
+    wake-up. ``execution``: from there to the end of the work. ``missed``: periods in which it did
+    not run.
     """
 
     def __init__(self, period_ns: int) -> None:
@@ -51,7 +52,7 @@ class LoopStatistics:
         self._first_ns = self._last_ns = 0
 
     def add(self, due_ns: int, woken_ns: int, done_ns: int, missed: int) -> None:
-        """One run of the loop, and how many periods it missed by it."""
+        """One run of the loop, and how many periods had passed without one before it."""
         if self.periods:
             self.jitter.add(abs(woken_ns - self._last_ns - self._period_ns))
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import threading
 import time
@@ -22,7 +23,11 @@ class Run:
     """A loop for some time, with what it did."""
 
     def __init__(
-        self, work: Callable[[int], None], seconds: float, scheduling: Scheduling = ORDINARY
+        self,
+        work: Callable[[int], None],
+        seconds: float,
+        scheduling: Scheduling = ORDINARY,
+        meanwhile: Callable[[], object] = lambda: None,
     ) -> None:
         self.moments: list[float] = []
         self.errors: list[Exception] = []
@@ -36,7 +41,9 @@ class Run:
 
         loop = DeadlineLoop(PERIOD_S, step, self.errors.append, scheduling, self.warnings.append)
         loop.start()
-        time.sleep(seconds)
+        time.sleep(seconds / 2)
+        meanwhile()
+        time.sleep(seconds / 2)
         loop.stop()
         self.statistics = loop.statistics
         self.count_at_stop = len(self.moments)
@@ -50,7 +57,12 @@ def test_work_that_takes_time_does_not_make_the_loop_slower() -> None:
     assert run.threads == {"control"}
 
 
-def test_periods_that_passed_are_skipped_and_counted() -> None:
+def periods_in(run: Run) -> float:
+    """From the first run to the last."""
+    return (run.moments[-1] - run.moments[0]) / PERIOD_S
+
+
+def test_periods_that_pass_while_it_works_are_skipped_and_counted() -> None:
     def stall_once(count: int) -> None:
         if count == 10:
             time.sleep(0.31)
@@ -58,10 +70,20 @@ def test_periods_that_passed_are_skipped_and_counted() -> None:
     run = Run(stall_once, 1.0)
     intervals = [b - a for a, b in zip(run.moments, run.moments[1:], strict=False)]
     assert max(intervals) >= 0.31
-    # One late run for the deadline that passed last, none for the fourteen before it.
+    # One late run for the period that is still on, none for the fourteen before it.
     assert sum(interval < 0.005 for interval in intervals) <= 1
-    assert 13 <= run.statistics.missed <= 20
+    assert run.statistics.missed >= 14
+    assert len(run.moments) - 1 + run.statistics.missed == pytest.approx(periods_in(run), abs=1)
     assert run.statistics.execution.max_ms >= 310
+
+
+def test_periods_that_pass_before_it_wakes_are_skipped_and_counted() -> None:
+    # A call into C that keeps Python's lock: nobody else's Python runs meanwhile.
+    hold_the_lock = ctypes.PyDLL(None).usleep
+    run = Run(lambda _: None, 0.5, meanwhile=lambda: hold_the_lock(110_000))
+    assert run.statistics.wake_up.max_ms > 80
+    assert run.statistics.missed >= 4
+    assert len(run.moments) - 1 + run.statistics.missed == pytest.approx(periods_in(run), abs=1)
 
 
 def test_an_error_is_told_and_the_loop_goes_on() -> None:
