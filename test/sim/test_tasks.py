@@ -7,6 +7,7 @@ from itertools import chain
 import numpy as np
 import pytest
 
+from cosmos3_ros.replay import outcomes
 from cosmos3_ros.sim.tasks import (
     COLOURS,
     HELD_OUT_WORDINGS,
@@ -111,6 +112,10 @@ def test_a_lift_is_ten_centimetres_in_the_fingers() -> None:
     assert seen(judge, 1.1, raised={"green": LIFTED_M + 0.01}) == "", "thrown is not lifted"
     assert seen(judge, 1.2, "green", raised={"green": LIFTED_M + 0.01}) == "success"
     assert judge.time_to_goal_s == 1.2
+
+
+def test_a_report_calls_lifted_what_is_judged_so() -> None:
+    assert outcomes.LIFTED_M == LIFTED_M
 
 
 def test_another_cube_in_the_air_is_the_wrong_one() -> None:
