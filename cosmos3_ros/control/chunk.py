@@ -25,6 +25,7 @@ class Refusal(StrEnum):
     NOT_FINITE = "not_finite"
     OUT_OF_RANGE = "out_of_range"  # outside the position limits by more than the tolerance
     JUMP = "jump"  # begins too far from what is commanded
+    NO_JOINTS = "no_joints"  # nothing is known of where the robot is
     STALE = "stale"  # every row was due before it arrived, or its observation is too old
     FUTURE = "future"  # planned from an observation that the clock has not reached
     OUT_OF_ORDER = "out_of_order"

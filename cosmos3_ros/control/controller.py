@@ -12,6 +12,13 @@ from enum import StrEnum
 
 import numpy as np
 
+from cosmos3_ros.control.admission import (
+    HELD_TOLERANCE,
+    Following,
+    require_fitting,
+    require_in_time,
+    require_reachable,
+)
 from cosmos3_ros.control.chunk import NS_PER_S, Chunk, ChunkRefused, Refusal
 from cosmos3_ros.control.limits import ROUNDING, Limits, Motion
 from cosmos3_ros.control.schedule import CrossFade, Path, Schedule
@@ -27,13 +34,13 @@ from cosmos3_ros.control.watchdog import (
 # The longest time one step of the limits may stand for: after a stall of the process or of the
 # clock the arm sets off from rest, it does not catch up in one leap.
 MAX_STEP_S = 0.1
+# So far outside its position limits, as a share of their range, a robot is measured at them.
+_AT_THE_LIMIT = 0.01
 # A chunk, and what an arm needs to come to rest after it.
 _LONGEST_FORECAST_S = 10.0
 # A measurement farther from the command than the arm travels in this time at its velocity limit is
 # not of an arm that lags behind, but of one that somebody else has moved.
 _ELSEWHERE_S = 0.1
-# A gripper's row says open or closed: beyond its range by less than this share, it still does.
-_HELD_TOLERANCE = 0.5
 
 
 class State(StrEnum):
@@ -51,12 +58,14 @@ class NotReady(ValueError):
 class Command:
     """``positions`` [width] in channel units, to be published now. ``wanted`` [width]: what they
     are on their way to inside the limits. ``began``: the chunk that is followed from this command
-    on, None where it is the one before, or none."""
+    on, None where it is the one before, or none. ``anew``: what was forecast before does not hold
+    any more."""
 
     positions: np.ndarray
     wanted: np.ndarray
     state: State
     began: Chunk | None = None
+    anew: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,31 +75,6 @@ class Transition:
     state: State
     cause: Cause | None
     plan_id: int
-
-
-@dataclass(frozen=True)
-class Following:
-    """How chunks are followed.
-
-    ``hysteresis`` [width]: of channels that keep a row's value until the next, as a gripper's, and
-    then change only by more than this; NaN of channels that move between rows. ``jump``
-    [step_width]: how far from the present command a chunk may begin, in channel units.
-    ``rest`` [width]: what channels are commanded at rest, NaN of those that stay as they are.
-    ``range_tolerance``: how far outside the position limits a row may be before the chunk is
-    refused, as a share of their range; of channels that keep a row's value at least half of it.
-    ``blend_s``: a chunk that replaces another one fades in for so long; 0: it takes over at once.
-    """
-
-    hysteresis: np.ndarray
-    jump: np.ndarray
-    rest: np.ndarray
-    range_tolerance: float = 0.05
-    blend_s: float = 0.0
-
-    @property
-    def held(self) -> np.ndarray:
-        """Which channels keep a row's value until the next, [width]."""
-        return ~np.isnan(self.hysteresis)
 
 
 @dataclass
@@ -111,12 +95,21 @@ class Controller:
     force, 0 without one.
     """
 
-    def __init__(self, limits: Limits, following: Following, timeouts: Timeouts) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        following: Following,
+        timeouts: Timeouts,
+        *,
+        simulated_time: bool = False,
+    ) -> None:
+        """``simulated_time``: the node's clock runs at a pace of its own, and the robot with it."""
+        self._simulated_time = simulated_time
         self._limits, self._following, self._timeouts = limits, following, timeouts
         self.state = State.WAITING
         self.cause: Cause | None = Cause(Reason.NO_JOINTS, "no joint states have arrived")
-        self.counts = Counts()
-        self._transitions: list[Transition] = []
+        self.counts = Counts(transitions=1)
+        self._transitions = [Transition(self.state, self.cause, 0)]
         self._clock: Moment | None = None  # the latest shown by any call
         self._ticked: Moment | None = None  # when the last command was given
         self._motion: Motion | None = None  # the last command
@@ -127,10 +120,14 @@ class Controller:
         self._path: Path | None = None
         self._accepted_ns = 0  # steady
         self._planner: int | None = None
-        self._planner_ns = 0  # steady
+        self._planner_ns: int | None = None  # steady; None: none is alive
+        self._planner_lacks = ""
+        self._ended: int | None = None  # a planner that has said that it ends
         self._kept: np.ndarray | None = None  # the last target
         self._instruction: str | None = None
         self._newest_plan_id = 0
+        self._anew = False
+        self._outside: Cause | None = None  # the last measurement was outside the limits
         self._jumped: Cause | None = None
         self._stopped: Cause | None = None
 
@@ -160,30 +157,36 @@ class Controller:
     def measure(self, positions: np.ndarray, stamp_ns: int, moment: Moment) -> None:
         """Take measured channel positions [width] of ``stamp_ns``.
 
-        Ignored: what is not finite, and what was measured before a jump of the clock.
+        Ignored: what is not finite or no rotation, and what was measured before a jump of the
+        clock. A robot outside its limits is held, for the way back inside would be a leap.
         """
-        if not np.all(np.isfinite(positions)):
+        if not self._limits.space.holds(positions):
             return
         self._watch_clock(moment)
         since_jump = self._measured_ns is None
         if since_jump and self._jumped and self._is_jump(stamp_ns - moment.now_ns):
             # Sent before the clock jumped back, arrived after it: the arm may be elsewhere now.
             return
+        self._outside = self._found_outside(positions)
+        if self._outside is not None:
+            return
         self._measured = self._limits.clamp(positions)
         # A stamp ahead of the clock would keep a dead source alive for longer than the timeout.
         self._measured_ns = min(stamp_ns, moment.now_ns)
         if since_jump and self._motion is not None and self._is_elsewhere(self._motion.position):
             # A simulator that restarted has put the arm elsewhere: hold it there.
-            self._motion = self._limits.at_rest(self._measured)
+            found = np.where(self._follows_commands, self._measured, self._motion.position)
+            self._motion, self._anew = self._limits.at_rest(found), True
 
-    def hear(self, planner: int, steady_ns: int, *, alive: bool = True) -> None:
-        """A sign of life of a planner; not ``alive``: it has ended, another may be followed."""
+    def hear(self, planner: int, steady_ns: int, *, alive: bool = True, lacks: str = "") -> None:
+        """A sign of life of a planner; not ``alive``: it has ended, another may be followed.
+        ``lacks``: what it cannot plan without."""
         if self._planner is None and alive:
             self._follow_planner(planner)
         if planner == self._planner:
-            self._planner_ns = steady_ns
+            self._planner_ns, self._planner_lacks = steady_ns, lacks
             if not alive:
-                self._planner = None
+                self._ended, self._planner, self._planner_ns = planner, None, None
 
     def instruct(self, instruction: str) -> None:
         """The instruction in force: chunks of another one are refused from now on."""
@@ -206,18 +209,29 @@ class Controller:
         cause = cause_to_hold(signs, self._timeouts, moment)
         if self._measured is None or cause is not None:
             raise NotReady(str(cause or "no joint states have arrived"))
+        if self._planner_lacks:
+            raise NotReady(f"the planner says: {self._planner_lacks}")
         self._stopped = None
 
     def accept(self, chunk: Chunk, moment: Moment) -> None:
         """Let a chunk replace the present one from the next tick on.
 
         Raises ChunkRefused for one that is of another planner or instruction, of another width, out
-        of order, late, early, out of range or too far away; the present one continues.
+        of order, late, early, out of range or too far away, and while nothing is known of where the
+        robot is; the present one continues.
         """
         self._watch_clock(moment)
-        self._require_fitting(chunk, moment)
-        self._require_in_time(chunk, moment.now_ns)
-        self._require_reachable(chunk, moment.now_ns)
+        require_fitting(chunk, self._limits, self._instruction)
+        self._require_planner(chunk, moment)
+        require_in_time(chunk, self._newest_plan_id, moment.now_ns, self._timeouts)
+        here = self._here
+        if here is None or self._measured_ns is None:
+            raise ChunkRefused(
+                Refusal.NO_JOINTS,
+                "it is not known where the robot is; expected joint states, or its pose, before a "
+                "chunk",
+            )
+        require_reachable(chunk, here, moment.now_ns, self._limits, self._following)
         self._newest_plan_id = chunk.plan_id
         self._planner_ns = self._accepted_ns = moment.steady_ns
         if self._stopped is None:
@@ -227,9 +241,10 @@ class Controller:
         """The command for now; None while WAITING."""
         self._watch_clock(moment)
         if self._measured is None:
+            self._enter(self._cause(moment))
             return None
         if self._motion is None:
-            self._motion = self._limits.at_rest(self._measured)
+            self._motion, self._anew = self._limits.at_rest(self._measured), True
         previous = self._ticked or moment
         began = self._pending
         if began is not None:
@@ -237,23 +252,27 @@ class Controller:
             begin_ns = moment.now_ns if self._leapt(previous, moment) else previous.now_ns
             self._take_over(began, begin_ns, moment.now_ns)
             self._pending = None
-        cause = self._cause(moment)
+        cause, before = self._cause(moment), self.state
+        if cause is None and before is not State.TRACKING and began is None:
+            cause = self._cause_not_to_go_on(moment)
         self._enter(cause)
+        anew = self._anew or began is not None or self.state is not before
+        self._anew = False
         self._ticked = moment
         passed_s = self._passed_s(previous, moment)
         dt_s = min(passed_s, MAX_STEP_S)
         if passed_s > MAX_STEP_S or (cause is not None and cause.reason is Reason.OVERRUN):
             # The arm has long reached the last command, and rests there.
-            self._motion = self._limits.at_rest(self._motion.position)
+            self._motion, anew = self._limits.at_rest(self._motion.position), True
         if self._path is None or self.state is not State.TRACKING:
             self._motion = self._towards_rest(self._motion, dt_s)
-            return Command(self._motion.position, self._motion.position, self.state, began)
+            return Command(self._motion.position, self._motion.position, self.state, began, anew)
         target = self._path.at(moment.now_ns)
-        wanted = self._kept_where_held(target.position)
+        wanted = self._kept = self._where_held(self._kept, target.position)
         self._motion = self._limits.step(wanted, target.velocity, self._motion, dt_s)
         apart = np.abs(self._limits.space.difference(wanted, self._motion.position))
         self.counts.saturated += bool(np.any(apart > ROUNDING))
-        return Command(self._motion.position, self._limits.clamp(wanted), self.state, began)
+        return Command(self._motion.position, self._limits.clamp(wanted), self.state, began, anew)
 
     def forecast(self, moment: Moment, period_s: float) -> np.ndarray:
         """Commands to come [n, width], one a period from ``moment`` on, until the arm rests.
@@ -263,6 +282,7 @@ class Controller:
         """
         assert self._motion is not None, "asked before the first command"
         motion, path = self._motion, self._path if self.state is State.TRACKING else None
+        kept = self._kept
         period_ns = round(period_s * NS_PER_S)
         end_ns = moment.now_ns if path is None else path.end_ns
         rows = []
@@ -272,93 +292,31 @@ class Controller:
                 motion = self._towards_rest(motion, period_s)
             else:
                 target = path.at(now_ns)
-                motion = self._limits.step(target.position, target.velocity, motion, period_s)
+                kept = self._where_held(kept, target.position)
+                motion = self._limits.step(kept, target.velocity, motion, period_s)
             rows.append(motion.position)
             if now_ns >= end_ns and not np.any(np.abs(motion.velocity) > ROUNDING):
                 break
         return np.array(rows)
 
-    def _require_fitting(self, chunk: Chunk, moment: Moment) -> None:
-        width = len(self._limits.lower)
-        if chunk.rows.shape[1] != width:
+    def _require_planner(self, chunk: Chunk, moment: Moment) -> None:
+        """One planner at a time: another is followed when the one before is silent or has ended."""
+        if chunk.planner == self._ended:
             raise ChunkRefused(
-                Refusal.WRONG_WIDTH, f"{chunk.rows.shape[1]} channels; expected {width}"
+                Refusal.ANOTHER_PLANNER,
+                f"from planner {chunk.planner:#x}, which has said that it ends; expected no more "
+                "of it",
             )
-        if self._instruction is not None and chunk.instruction != self._instruction:
-            raise ChunkRefused(
-                Refusal.WRONG_INSTRUCTION,
-                f"planned by '{chunk.instruction}'; expected '{self._instruction}', the one in "
-                "force",
-            )
-        if self._planner is None:
-            self._follow_planner(chunk.planner)
-        if chunk.planner != self._planner:
-            silent_s = (moment.steady_ns - self._planner_ns) / NS_PER_S
+        if self._planner is not None and chunk.planner != self._planner:
+            silent_s = (moment.steady_ns - (self._planner_ns or 0)) / NS_PER_S
             if silent_s <= self._timeouts.planner_s:
                 raise ChunkRefused(
                     Refusal.ANOTHER_PLANNER,
                     f"from planner {chunk.planner:#x}, {self._planner:#x} was heard {silent_s:.1f} "
                     "s ago; expected one planner at a time: end the other policy node",
                 )
+        if chunk.planner != self._planner:
             self._follow_planner(chunk.planner)
-
-    def _require_in_time(self, chunk: Chunk, now_ns: int) -> None:
-        if chunk.plan_id == self._newest_plan_id:
-            raise ChunkRefused(Refusal.DUPLICATE, f"plan {chunk.plan_id} came before")
-        if chunk.plan_id < self._newest_plan_id:
-            raise ChunkRefused(
-                Refusal.OUT_OF_ORDER,
-                f"plan {chunk.plan_id} came after plan {self._newest_plan_id}; expected ids that "
-                "count up",
-            )
-        if chunk.end_ns < now_ns:
-            raise ChunkRefused(
-                Refusal.STALE,
-                f"its last row was due {_seconds(now_ns - chunk.end_ns)} s ago; expected a plan "
-                "that is faster than its horizon, and clocks that agree",
-            )
-        if now_ns - chunk.stamp_ns > self._timeouts.observation_s * NS_PER_S:
-            raise ChunkRefused(
-                Refusal.STALE,
-                f"it was planned from what is {_seconds(now_ns - chunk.stamp_ns)} s old; expected "
-                f"at most {self._timeouts.observation_s:g} s",
-            )
-        ahead_ns = chunk.stamp_ns - now_ns
-        if self._is_jump(ahead_ns):
-            raise ChunkRefused(
-                Refusal.FUTURE,
-                f"its stamp is {_seconds(ahead_ns)} s ahead of the clock; expected clocks that "
-                "agree, and use_sim_time alike in all nodes",
-            )
-
-    def _require_reachable(self, chunk: Chunk, now_ns: int) -> None:
-        limits, following, width = self._limits, self._following, len(self._limits.lower)
-        tolerance = np.full(width, following.range_tolerance)
-        tolerance[following.held] = np.maximum(tolerance[following.held], _HELD_TOLERANCE)
-        room = tolerance * (limits.upper - limits.lower)
-        room = np.where(np.isfinite(room), room, 0.0)
-        outside = (chunk.rows < limits.lower - room) | (chunk.rows > limits.upper + room)
-        if np.any(outside):
-            row, channel = np.argwhere(outside)[0]
-            raise ChunkRefused(
-                Refusal.OUT_OF_RANGE,
-                f"{outside.sum()} values, the first {chunk.rows[row, channel]:.4g} in row {row}, "
-                f"channel {channel}; expected {limits.lower[channel]:g} to "
-                f"{limits.upper[channel]:g}",
-            )
-        if self._motion is None:
-            return
-        here, space = self._motion.position, limits.space
-        begin = Schedule(chunk, now_ns, here, space, following.held).at(now_ns).position
-        apart = np.abs(space.difference(begin, here))
-        apart[space.of_step(following.held)] = 0.0
-        if np.any(apart > following.jump):
-            channel = int(np.argmax(apart / following.jump))
-            raise ChunkRefused(
-                Refusal.JUMP,
-                f"it begins {apart[channel]:.4g} from the present command in channel {channel}; "
-                f"expected at most {following.jump[channel]:g}",
-            )
 
     def _towards_rest(self, motion: Motion, dt_s: float) -> Motion:
         """Braking, and those channels that have a rest on their way there."""
@@ -374,12 +332,12 @@ class Controller:
             np.where(limits.space.of_step(returns), returning.velocity, braking.velocity),
         )
 
-    def _kept_where_held(self, wanted: np.ndarray) -> np.ndarray:
-        """A held channel stays at its last target until another is farther than its hysteresis."""
-        kept = self._kept if self._kept is not None else wanted
+    def _where_held(self, kept: np.ndarray | None, wanted: np.ndarray) -> np.ndarray:
+        """A held channel stays at its last target, ``kept``, until another is farther than its
+        hysteresis."""
+        kept = wanted if kept is None else kept
         near = np.abs(wanted - kept) <= self._following.hysteresis
-        self._kept = np.where(near, kept, wanted)
-        return self._kept
+        return np.where(near, kept, wanted)
 
     def _take_over(self, chunk: Chunk, begin_ns: int, now_ns: int) -> None:
         """``begin_ns``: the time of the last command."""
@@ -391,15 +349,28 @@ class Controller:
             blend_s = min(self._following.blend_s, (old.end_ns - now_ns) / NS_PER_S)
             if blend_s > 0:
                 new = CrossFade(old, new, now_ns, blend_s, space, held)
-        self._chunk, self._path = chunk, new
+        self._chunk, self._path, self._jumped = chunk, new, None
 
     def _cause(self, moment: Moment) -> Cause | None:
         if self._stopped is not None:
             return self._stopped
+        if self._outside is not None:
+            return self._outside
+        if self._measured is None:
+            return Cause(Reason.NO_JOINTS, "no joint states have arrived")
         if self._chunk is None:
             return self._jumped or Cause(Reason.NO_CHUNK, "no chunk has arrived")
         signs = self._signs(self._chunk.end_ns, self._chunk.stamp_ns)
         return cause_to_hold(signs, self._timeouts, moment)
+
+    def _cause_not_to_go_on(self, moment: Moment) -> Cause | None:
+        """After a hold a chunk is gone on with where the arm is near it still, else given up."""
+        assert self._path is not None and self._motion is not None
+        target, here = self._path.at(moment.now_ns).position, self._motion.position
+        if not np.any(self._following.beyond_jump(target, here, self._limits.space)):
+            return None
+        self._forget_chunks()
+        return self._cause(moment)
 
     def _signs(self, end_ns: int, observed_ns: int) -> Signs:
         return Signs(
@@ -413,6 +384,7 @@ class Controller:
 
     def _enter(self, cause: Cause | None) -> None:
         state = State.TRACKING if cause is None else State.HOLDING
+        state = State.WAITING if self._measured is None else state
         state = State.STOPPED if self._stopped is not None else state
         if self.state is State.TRACKING and cause is not None:
             self.counts.holds += cause.reason is not Reason.STOPPED
@@ -424,7 +396,8 @@ class Controller:
         self.state, self.cause = state, cause
 
     def _follow_planner(self, planner: int) -> None:
-        self._planner, self._newest_plan_id = planner, 0
+        self._planner, self._ended, self._planner_lacks = planner, None, ""
+        self._newest_plan_id = 0
 
     def _forget_chunks(self) -> None:
         self._chunk = self._path = self._pending = None
@@ -433,32 +406,54 @@ class Controller:
         return forward_ns > self._timeouts.clock_jump_s * NS_PER_S
 
     def _leapt(self, before: Moment, after: Moment) -> bool:
-        """Whether the node's clock jumped in between, back or forward."""
+        """Whether the node's clock jumped in between, back, or forward of the steady one."""
         passed_ns = after.now_ns - before.now_ns
-        return passed_ns < 0 or self._is_jump(passed_ns)
+        return passed_ns < 0 or self._is_jump(passed_ns - (after.steady_ns - before.steady_ns))
+
+    @property
+    def _here(self) -> np.ndarray | None:
+        """Where the next command sets out from [width]: the last one, or what is measured."""
+        return self._measured if self._motion is None else self._motion.position
+
+    @property
+    def _follows_commands(self) -> np.ndarray:
+        """Channels that are measured where they are commanded [width]: not a gripper, which may
+        hold something, and not a velocity."""
+        return ~self._following.held & np.isnan(self._following.rest)
+
+    def _found_outside(self, positions: np.ndarray) -> Cause | None:
+        limits = self._limits
+        share = np.where(self._following.held, HELD_TOLERANCE, _AT_THE_LIMIT)
+        room = share * (limits.upper - limits.lower)
+        room = np.where(np.isfinite(room), room, 0.0)
+        outside = (positions < limits.lower - room) | (positions > limits.upper + room)
+        if not np.any(outside):
+            return None
+        channel = int(np.argmax(outside))
+        return Cause(
+            Reason.OUTSIDE_LIMITS,
+            f"the robot is at {positions[channel]:.4g} in channel {channel}; expected "
+            f"{limits.lower[channel]:g} to {limits.upper[channel]:g}: move it there by other means",
+        )
 
     def _is_elsewhere(self, commanded: np.ndarray) -> bool:
-        speed = self._limits.velocity
+        speed, space = self._limits.velocity, self._limits.space
         near = np.where(np.isfinite(speed), _ELSEWHERE_S * speed, 0.0)
         if self._measured is None:
             return True
-        apart = np.abs(self._limits.space.difference(self._measured, commanded))
-        return bool(np.any(apart > near))
+        apart = np.abs(space.difference(self._measured, commanded))
+        return bool(np.any((apart > near) & space.of_step(self._follows_commands)))
 
     def _passed_s(self, previous: Moment, moment: Moment) -> float:
-        """Between two ticks, by the node's clock; by the steady one where that has jumped."""
-        if self._leapt(previous, moment):
-            passed_ns = moment.steady_ns - previous.steady_ns
-        else:
-            passed_ns = moment.now_ns - previous.now_ns
-        return passed_ns / NS_PER_S
+        """Between two ticks, as the robot sees it: the node's clock may be set while it runs."""
+        if self._simulated_time and not self._leapt(previous, moment):
+            return (moment.now_ns - previous.now_ns) / NS_PER_S
+        return (moment.steady_ns - previous.steady_ns) / NS_PER_S
 
     def _watch_clock(self, moment: Moment) -> None:
         """Notice a jump of the clock before anything is done with its time."""
         before, self._clock = self._clock, moment
-        if before is None:
-            return
-        if not self._leapt(before, moment):
+        if before is None or not self._leapt(before, moment):
             return
         leap_ns = moment.now_ns - before.now_ns
         # Times of before say nothing any more.

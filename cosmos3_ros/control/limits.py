@@ -58,6 +58,13 @@ class Limits:
                 "acceleration > 0 in every channel"
             )
 
+    @property
+    def braking_s(self) -> float:
+        """How long the slowest channel takes to come to rest; 0 where none has limits."""
+        with np.errstate(invalid="ignore"):  # neither has a limit: it rests at once
+            times = self.velocity / self.acceleration
+        return float(np.max(times[np.isfinite(times)], initial=0.0))
+
     def clamp(self, positions: np.ndarray) -> np.ndarray:
         """The nearest positions [width] inside the position limits."""
         return np.clip(positions, self.lower, self.upper)

@@ -8,8 +8,9 @@ done what the plan before it said. Three strategies:
 - prefix: plan on, and tell the planner the rows that will be executed before its plan arrives
   (Black, Galliker and Levine 2025, "Real-Time Execution of Action Chunking Flow Policies").
 
-A chunk of H rows is executed for ``delay`` before the next one takes over, which is ``delay`` old
-by then: where 2 * delay is more than H, rows run out. Then this degrades to sync.
+A chunk of H rows is ``delay`` old when it takes over, and is executed for the horizon, ``delay`` or
+the planner's period if that is longer, until the next one does: where delay + horizon is more than
+H, rows run out. Then this degrades to sync.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from cosmos3_ros.control.space import Space
 
 # Plans whose delay counts, and which of them: one in twenty is slower.
 _REMEMBERED, _PERCENTILE = 40, 95
+# Chunks that were sent and may still be followed.
+_KEPT = 16
 
 
 class Strategy(StrEnum):
@@ -44,6 +47,35 @@ class Committed:
     continuation: np.ndarray
 
 
+@dataclass(frozen=True)
+class Arrival:
+    """Where the arm is commanded to be, ``state`` [width], when a plan arrives at ``at_ns``."""
+
+    state: np.ndarray
+    at_ns: int
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What a controller has said last of this planner's chunks, by their plan ids.
+
+    ``tracked``: the one it follows, 0: none. ``newest``: the newest that has reached it, whether
+    followed or refused. ``obeys``: it will follow one that comes.
+    """
+
+    tracked: int = 0
+    newest: int = 0
+    obeys: bool = True
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A chunk that was sent to the controller, and the line through its rows."""
+
+    chunk: Chunk
+    path: Schedule
+
+
 def rows_of(committed: Committed | None) -> tuple[np.ndarray | None, np.ndarray | None]:
     """Committed rows and their continuation; None and None without."""
     return (None, None) if committed is None else (committed.rows, committed.continuation)
@@ -53,17 +85,26 @@ class Overlap:
     """What one planner knows of its own plans. Not thread-safe.
 
     ``chunk`` rows of a plan at ``rate_hz``; ``held`` [width]: channels that keep a row's value.
+    ``period_s``: plans begin at least so long after one another.
     """
 
     def __init__(
-        self, strategy: Strategy, chunk: int, rate_hz: float, space: Space, held: np.ndarray
+        self,
+        strategy: Strategy,
+        chunk: int,
+        rate_hz: float,
+        space: Space,
+        held: np.ndarray,
+        period_s: float = 0.0,
     ) -> None:
         self._strategy = strategy
         self._chunk, self._rate_hz = chunk, rate_hz
         self._space, self._held = space, held
+        self._period_s = period_s
         self._delays_s: deque[float] = deque(maxlen=_REMEMBERED)
-        self._last: Chunk | None = None
-        self._path: Schedule | None = None
+        self._sent: dict[int, Sent] = {}
+        self._newest = 0  # plan id, 0: none
+        self._controller = Heard()
 
     @property
     def delay_s(self) -> float:
@@ -79,41 +120,46 @@ class Overlap:
     @property
     def degraded(self) -> str:
         """Why the strategy that was asked for cannot be followed; empty when it can."""
-        horizon_s = self._chunk / self._rate_hz
-        if self._strategy is Strategy.SYNC or 2 * self.delay_s <= horizon_s:
+        chunk_s, delay_s = self._chunk / self._rate_hz, self.delay_s
+        horizon_s = max(delay_s, self._period_s)
+        if self._strategy is Strategy.SYNC or delay_s + horizon_s <= chunk_s:
             return ""
         return (
-            f"plans take {self.delay_s:.2f} s, a chunk lasts {horizon_s:.2f} s: expected at most "
-            f"half of it to {self._strategy}; the arm waits for each plan (sync)"
+            f"plans take {delay_s:.2f} s, the next comes {horizon_s:.2f} s after, a chunk lasts "
+            f"{chunk_s:.2f} s: expected at least both to {self._strategy}; the arm waits for each "
+            "plan (sync)"
         )
 
     def may_begin(self, stamp_ns: int) -> bool:
         """Whether to plan from what was seen at ``stamp_ns``: in sync, not before the arm rests."""
-        waits = self.strategy is Strategy.SYNC and self._last is not None
-        return not waits or stamp_ns >= self._end_ns
+        return self.strategy is not Strategy.SYNC or self._moved_by(stamp_ns) is None
 
     def committed(self, stamp_ns: int) -> Committed | None:
         """What a plan from ``stamp_ns`` is told of the plan before it.
 
-        None where there is none, or the strategy does not tell the planner.
+        None where the arm rests, or the strategy does not tell the planner.
         """
-        if self._path is None or self.strategy is not Strategy.PREFIX:
+        moving = self._moved_by(stamp_ns)
+        if moving is None or self.strategy is not Strategy.PREFIX:
             return None
         count = min(math.ceil(self.delay_s * self._rate_hz), self._chunk - 1)
         period_ns = round(NS_PER_S / self._rate_hz)
         due_ns = [stamp_ns + (i + 1) * period_ns for i in range(self._chunk)]
-        known = sum(due <= self._end_ns for due in due_ns)
-        rows = np.array([self._path.at(due).position for due in due_ns])
+        known = sum(due <= moving.chunk.end_ns for due in due_ns)
+        rows = np.array([moving.path.at(due).position for due in due_ns])
         # A held row stands until it is due: its value is the one before that, not the next.
-        standing = np.array([self._path.at(due - period_ns // 2).position for due in due_ns])
+        standing = np.array([moving.path.at(due - period_ns // 2).position for due in due_ns])
         rows = np.where(self._held, standing, rows)
         return Committed(rows[:count], rows[count:known]) if count else None
 
-    def state_on_arrival(self, stamp_ns: int) -> np.ndarray | None:
-        """Where the arm is commanded to be when a plan from ``stamp_ns`` arrives [width]."""
-        if self._path is None or self.strategy is Strategy.SYNC:
+    def arrival(self, stamp_ns: int) -> Arrival | None:
+        """When a plan from ``stamp_ns`` is there, and where the arm is then (Tang et al. 2025,
+        "VLASH"): a plan from that state starts then. None where the arm rests until it is there."""
+        moving = self._moved_by(stamp_ns)
+        if moving is None or self.strategy is Strategy.SYNC:
             return None
-        return self._path.at(stamp_ns + round(self.delay_s * NS_PER_S)).position
+        at_ns = stamp_ns + round(self.delay_s * NS_PER_S)
+        return Arrival(moving.path.at(at_ns).position, at_ns)
 
     def arrived(self, stamp_ns: int, now_ns: int) -> int:
         """A plan from ``stamp_ns`` is there: when it starts. Its delay counts, used or not.
@@ -122,23 +168,28 @@ class Overlap:
         """
         now_ns = max(now_ns, stamp_ns)  # a stamp may be a little ahead of the clock
         self._delays_s.append((now_ns - stamp_ns) / NS_PER_S)
-        return now_ns if self._last is None or stamp_ns >= self._end_ns else stamp_ns
+        return now_ns if self._moved_by(stamp_ns) is None else stamp_ns
 
     def published(self, chunk: Chunk) -> None:
         """A chunk was sent to the controller."""
-        self._last = chunk
-        self._path = Schedule(chunk, chunk.start_ns, chunk.rows[0], self._space, self._held)
+        path = Schedule(chunk, chunk.start_ns, chunk.rows[0], self._space, self._held)
+        self._sent[chunk.plan_id] = Sent(chunk, path)
+        self._newest = chunk.plan_id
+        for old in [plan_id for plan_id in self._sent if plan_id <= chunk.plan_id - _KEPT]:
+            del self._sent[old]
 
-    def rests(self, plan_id: int) -> None:
-        """The controller holds; ``plan_id``: the chunk it followed last."""
-        if self._last is not None and plan_id >= self._last.plan_id:
-            self.forget()
+    def hear(self, heard: Heard) -> None:
+        """The controller has said what it follows."""
+        self._controller = heard
 
     def forget(self) -> None:
-        """The chunk that was sent last is not followed any more."""
-        self._last = self._path = None
+        """No chunk that was sent is followed any more."""
+        self._sent.clear()
 
-    @property
-    def _end_ns(self) -> int:
-        assert self._last is not None
-        return self._last.end_ns
+    def _moved_by(self, stamp_ns: int) -> Sent | None:
+        """What moves the arm from ``stamp_ns`` on: the newest chunk if it is on its way, else what
+        the controller follows. None where the arm rests."""
+        said = self._controller
+        on_its_way = self._newest > said.newest and said.obeys
+        sent = self._sent.get(self._newest if on_its_way else said.tracked)
+        return None if sent is None or stamp_ns >= sent.chunk.end_ns else sent

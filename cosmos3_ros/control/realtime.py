@@ -66,10 +66,13 @@ class Scheduling:
         ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1, 0, 0, 0)
         return refused
 
-
-def release_this_thread() -> None:
-    """Ordinary scheduling again, whatever was asked for."""
-    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+    def release(self) -> None:
+        """Give back what was asked for that outlives a loop: the calling thread's priority, and the
+        process's memory."""
+        if self.fifo_priority:
+            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+        if self.lock_memory:
+            ctypes.CDLL(None).munlockall()
 
 
 def _lock_memory() -> None:

@@ -12,6 +12,9 @@ import numpy as np
 
 from cosmos3_ros.control import rotation
 
+# So far from 1 the length of a quaternion may be by rounding.
+_UNIT = 1e-3
+
 
 @dataclass(frozen=True)
 class Space:
@@ -23,6 +26,11 @@ class Space:
     @property
     def step_width(self) -> int:
         return self.width - len(self.quaternions)
+
+    def holds(self, command: np.ndarray) -> bool:
+        """Whether a command [width] is one: finite, and each of its quaternions of length 1."""
+        lengths = (np.linalg.norm(command[i : i + 4]) for i in self.quaternions)
+        return bool(np.isfinite(command).all()) and all(abs(n - 1) < _UNIT for n in lengths)
 
     def difference(self, end: np.ndarray, begin: np.ndarray) -> np.ndarray:
         """The step [..., step_width] that leads from ``begin`` to ``end`` [..., width]."""

@@ -40,9 +40,9 @@ class Histogram:
 class LoopStatistics:
     """Of a loop that is due every ``period_ns`` on a steady clock.
 
-    ``jitter``: |interval - period| between wake-ups. ``wake_up``: from the deadline after the last run to the
-    wake-up. ``execution``: from there to the end of the work. ``missed``: periods in which it did
-    not run.
+    ``jitter``: |interval - period| between wake-ups. ``wake_up``: from the first deadline after the
+    last run to the wake-up. ``execution``: from there to the end of the work. ``missed``: periods
+    in which it did not run.
     """
 
     def __init__(self, period_ns: int) -> None:

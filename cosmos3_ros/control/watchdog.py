@@ -12,6 +12,7 @@ class Reason(StrEnum):
     """Why the arm is held, or nothing is commanded."""
 
     NO_JOINTS = "no_joints"
+    OUTSIDE_LIMITS = "outside_limits"
     NO_CHUNK = "no_chunk"
     CLOCK_JUMPED = "clock_jumped"
     JOINTS_STALE = "joints_stale"
@@ -49,7 +50,7 @@ class Timeouts:
     ``joint_s``: age of the joint states. ``planner_s``: since the planner last gave a sign of life,
     a status or a chunk. ``chunk_s``: since a chunk was accepted. ``observation_s``: age of what the
     chunk in force was planned from. ``grace_s``: past the chunk's last row. ``overrun_s``: between
-    two ticks. ``clock_jump_s``: the node's clock leapt forward by more.
+    two ticks. ``clock_jump_s``: the node's clock leapt forward of the steady one by more.
     """
 
     joint_s: float = 0.25
@@ -66,13 +67,13 @@ class Signs:
     """When what was last seen [ns]. Of the node's clock: ``measured``, ``observed`` (the chunk in
     force's stamp), ``end`` (its last row). Steady: ``planner``, ``accepted``, ``ticked``.
 
-    None where there is none yet; ``ticked`` None at the first tick.
+    None where there is none yet, of ``planner`` also where it has said that it ends.
     """
 
     measured_ns: int | None
     observed_ns: int
     end_ns: int
-    planner_ns: int
+    planner_ns: int | None
     accepted_ns: int
     ticked_ns: int | None
 
@@ -81,6 +82,8 @@ def cause_to_hold(signs: Signs, timeouts: Timeouts, moment: Moment) -> Cause | N
     """The first watchdog that says hold while a chunk is in force; None: track it."""
     if signs.measured_ns is None:
         return Cause(Reason.JOINTS_STALE, "no joint states since the clock jumped")
+    if signs.planner_ns is None:
+        return Cause(Reason.PLANNER_SILENT, "no planner is alive")
     steady, now = moment.steady_ns, moment.now_ns
     watched = (
         (Reason.OVERRUN, steady - (signs.ticked_ns or steady), timeouts.overrun_s,

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from cosmos3_ros.control.chunk import NS_PER_S, Chunk
-from cosmos3_ros.control.overlap import Committed, Overlap
+from cosmos3_ros.control.overlap import Committed, Heard, Overlap
 from cosmos3_ros.nodes.images import ImageError
 from cosmos3_ros.nodes.observer import Observer, Refusal
 from cosmos3_ros.nodes.worker import Worker
@@ -115,17 +115,17 @@ class Planner(Worker):
             self._overlap.forget()
             self._tried = self._last_stamp = None
 
-    def hear_hold(self, plan_id: int) -> None:
-        """The controller holds; ``plan_id``: the chunk it followed last."""
+    def hear(self, heard: Heard) -> None:
+        """What the controller says of the chunks it got."""
         with self.changed:
-            self._overlap.rests(plan_id)
+            self._overlap.hear(heard)
 
     def instruct(self, instruction: str) -> None:
         """A new instruction. An empty one is refused, and ends planning until the next."""
         with self.changed:
             self._instruction = instruction
             if instruction != self._prompted_for:
-                self._prompt = None
+                self._prompt = self._prompted_for = None
                 self._waiting = "the instruction is being read"
             self.changed.notify_all()
 
@@ -151,9 +151,9 @@ class Planner(Worker):
             while self._wait_for_work():
                 if self._instruction is not None and self._instruction != self._prompted_for:
                     self._prefill(self._instruction)
-                elif self._prompt is not None and self.rest_until(next_start):
+                elif self.rest_until(next_start):
                     next_start = time.monotonic() + self._period_s
-                    self._plan(self._prompt)
+                    self._plan()
         except Exception as error:  # the engine failed: say so, and leave the arm to the controller
             with self.changed:
                 self._fault = f"{type(error).__name__}: {error}"
@@ -183,9 +183,12 @@ class Planner(Worker):
             if prompt is not None:
                 self._waiting = "no observation has arrived"
 
-    def _plan(self, prompt: Prompt) -> None:
+    def _plan(self) -> None:
         started, started_ns = time.monotonic(), self._now_ns()
         with self.changed:
+            prompt = self._prompt
+            if prompt is None:
+                return  # another instruction came meanwhile
             self._tried = self._observer.progress()
             observer = self._observer.snapshot()
         try:
@@ -200,10 +203,10 @@ class Planner(Worker):
             self._observations += 1
             self._last_stamp = stamped.stamp_ns
             committed = overlap.committed(stamped.stamp_ns)
-            ahead = overlap.state_on_arrival(stamped.stamp_ns) if self._state_ahead else None
+            ahead = overlap.arrival(stamped.stamp_ns) if self._state_ahead else None
         contract, observation = self._policy.contract, stamped.observation
         if ahead is not None:
-            observation = replace(observation, state=ahead)
+            observation = replace(observation, state=ahead.state)
         poses = observation.poses
         known = self._in_model_rows(committed, poses)
         waited_s = max(self._free_ns - stamped.stamp_ns, 0) / NS_PER_S
@@ -220,6 +223,8 @@ class Planner(Worker):
             return  # the clock jumped back meanwhile: the plan is of another time
         with self.changed:
             start_ns = overlap.arrived(stamped.stamp_ns, now_ns)
+        if ahead is not None:
+            start_ns = max(start_ns, ahead.at_ns)
         age_s = (now_ns - start_ns) / NS_PER_S
         if age_s > contract.chunk / contract.fps:
             self._reject(
@@ -246,7 +251,7 @@ class Planner(Worker):
                 planner=self._id,
                 instruction=prompt.instruction,
                 latency_s=latency_s,
-                engine_s=latency_s + waited_s,
+                engine_s=waited_s + plan.engine_s + self._added_latency_s,
             )
             overlap.published(chunk)
         self._publish(StampedPlan(chunk, plan))

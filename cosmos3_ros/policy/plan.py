@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -61,11 +62,13 @@ class Plan:
     """``rows``: [chunk, width] physical; the first ``committed_rows`` are those handed in.
 
     ``latents``: the predicted video [1,C,T,h,w], normalised, for ``Policy.predict_frames``.
+    ``engine_s``: how long the engine worked on it.
     """
 
     rows: np.ndarray
     latents: np.ndarray
     committed_rows: int
+    engine_s: float
 
 
 @dataclass(frozen=True)
@@ -173,9 +176,10 @@ class Policy:
         engine.write("clean_rows", given.rows)
         engine.write("noisy_rows", given.noisy)
         engine.write("held_rows", given.held)
+        began = time.monotonic()
         engine.run(PLAN)
-
         rows, latents = engine.read("rows"), engine.read("latents")
+        engine_s = time.monotonic() - began
         # Least and largest are NaN where any value is.
         if not np.isfinite([rows.min(), rows.max(), latents.min(), latents.max()]).all():
             raise PlanError(
@@ -186,7 +190,7 @@ class Policy:
         count = 0 if committed is None else len(committed)
         if committed is not None:
             physical[:count] = committed
-        return Plan(physical, latents, count)
+        return Plan(physical, latents, count, engine_s)
 
     def predict_frames(self, plan: Plan) -> np.ndarray:
         """The first frames after the observation, uint8 RGB [n, H, W, 3], 1 / fps apart.

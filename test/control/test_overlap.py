@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cosmos3_ros.control.chunk import NS_PER_S, Chunk
-from cosmos3_ros.control.overlap import Overlap, Strategy
+from cosmos3_ros.control.overlap import Heard, Overlap, Strategy
 from cosmos3_ros.control.space import Space
 
 START_NS = 1_763_000_000 * NS_PER_S
@@ -76,7 +76,7 @@ def test_before_the_first_plan_nothing_is_committed_and_nothing_waited_for() -> 
     for strategy in Strategy:
         first = overlap(strategy)
         assert first.committed(START_NS) is None and first.may_begin(START_NS)
-        assert first.state_on_arrival(START_NS) is None
+        assert first.arrival(START_NS) is None
 
 
 def test_in_sync_a_plan_begins_when_the_arm_rests_and_starts_when_it_is_there() -> None:
@@ -95,7 +95,7 @@ def test_a_plan_starts_at_its_observation_or_now_where_the_arm_has_stood_still_s
     assert moving.arrived(at_s(0.7), at_s(1.4)) == at_s(0.7)
     assert moving.arrived(at_s(1.6), at_s(2.2)) == at_s(2.2), "its last row was due"
     assert overlap(strategy).arrived(START_NS, at_s(0.7)) == at_s(0.7), "the first plan"
-    moving.rests(1)
+    moving.hear(Heard(tracked=0, newest=1))
     assert moving.arrived(at_s(0.8), at_s(1.5)) == at_s(1.5), "the controller holds"
 
 
@@ -117,7 +117,7 @@ def test_where_a_plan_takes_more_than_half_a_chunk_it_degrades_to_sync_and_says_
     assert (in_time.strategy, in_time.degraded) == (strategy, "")
     assert in_time.may_begin(at_s(0.8))
     assert late.strategy is Strategy.SYNC
-    assert "plans take 0.81 s, a chunk lasts 1.60 s" in late.degraded
+    assert "plans take 0.81 s, the next comes 0.81 s after, a chunk lasts 1.60 s" in late.degraded
     assert not late.may_begin(at_s(0.8)) and late.committed(at_s(0.8)) is None
     for plan_id in range(2, 60):
         late.arrived(START_NS, at_s(0.3))
@@ -125,17 +125,61 @@ def test_where_a_plan_takes_more_than_half_a_chunk_it_degrades_to_sync_and_says_
     assert late.strategy is strategy, "and returns when plans are quick again"
 
 
+def test_a_planner_that_waits_between_plans_has_rows_run_out_sooner() -> None:
+    for period_s, degraded in ((1.2, False), (1.3, True)):
+        made = Overlap(Strategy.BLEND, ROWS, RATE_HZ, Space(2), np.array([False, True]), period_s)
+        assert not made.degraded
+        made.arrived(START_NS, at_s(0.4))
+        assert bool(made.degraded) is degraded
+    assert "plans take 0.40 s, the next comes 1.30 s after" in made.degraded
+
+
 def test_the_state_may_be_rolled_forward_to_when_the_plan_arrives() -> None:
-    state = overlap(Strategy.BLEND, 0.3).state_on_arrival(at_s(0.4))
-    assert state == pytest.approx([0.7, 0.0])
+    arrival = overlap(Strategy.BLEND, 0.3).arrival(at_s(0.4))
+    assert arrival is not None
+    assert arrival.state == pytest.approx([0.7, 0.0]) and arrival.at_ns == at_s(0.7)
+
+
+def test_an_arm_that_rests_until_the_plan_is_there_has_no_state_to_roll_forward() -> None:
+    assert overlap(Strategy.SYNC, 0.3).arrival(at_s(0.4)) is None
+    assert overlap(Strategy.BLEND, 0.3).arrival(at_s(1.6)) is None, "its last row was due"
 
 
 def test_a_controller_that_holds_frees_the_planner() -> None:
     sync = overlap(Strategy.SYNC, 0.1, 0.1)
-    sync.rests(1)
+    sync.hear(Heard(tracked=0, newest=1))
     assert not sync.may_begin(at_s(0.4)), "it held before the last chunk came"
-    sync.rests(2)
+    sync.hear(Heard(tracked=0, newest=2))
     assert sync.may_begin(at_s(0.4))
     prefix = overlap(Strategy.PREFIX, 0.3)
-    prefix.rests(1)
+    prefix.hear(Heard(tracked=0, newest=1))
     assert prefix.committed(at_s(0.4)) is None
+
+
+def test_a_hold_of_a_moment_changes_nothing_once_the_chunk_is_followed_again() -> None:
+    blend = overlap(Strategy.BLEND, 0.3)
+    blend.hear(Heard(tracked=0, newest=1))
+    blend.hear(Heard(tracked=1, newest=1))
+    assert blend.arrived(at_s(0.3), at_s(0.6)) == at_s(0.3)
+
+
+def test_rows_of_a_chunk_that_was_refused_are_not_committed_but_those_that_are_followed() -> None:
+    made = overlap(Strategy.PREFIX, 0.2)
+    made.published(Chunk(2, START_NS, RATE_HZ, RAMP + 5.0, START_NS))
+    on_its_way = made.committed(at_s(0.4))
+    assert on_its_way is not None and on_its_way.rows[0, 0] == pytest.approx(5.5)
+    made.hear(Heard(tracked=1, newest=2))
+    followed = made.committed(at_s(0.4))
+    assert followed is not None and followed.rows[0, 0] == pytest.approx(0.5)
+
+
+def test_a_controller_that_is_stopped_follows_no_chunk_that_is_on_its_way() -> None:
+    blend = overlap(Strategy.BLEND, 0.3)
+    blend.hear(Heard(obeys=False))
+    assert blend.arrived(at_s(0.3), at_s(0.6)) == at_s(0.6), "the arm stands still"
+
+
+def test_only_recent_chunks_are_remembered() -> None:
+    made = overlap(Strategy.PREFIX, *([0.2] * 60))
+    made.hear(Heard(tracked=1, newest=60))
+    assert made.committed(at_s(0.4)) is None
