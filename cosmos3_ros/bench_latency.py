@@ -16,6 +16,7 @@ from tqdm import tqdm
 from cosmos3_ros.control.overlap import Strategy
 from cosmos3_ros.engine.bundle import Bundle, load_bundle
 from cosmos3_ros.resources import resource
+from cosmos3_ros.sim.arguments import count, whole
 from cosmos3_ros.sim.offline import Conditions, Offline
 from cosmos3_ros.sim.scoring import score
 from cosmos3_ros.sim.tasks import KINDS, draw_trials
@@ -30,9 +31,9 @@ _STYLES, _APART_MS = ("--", "-", "-"), 12
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bundle", type=Path, help="default: the policy that ships, engines/pico")
     parser.add_argument("--task", choices=KINDS, default="touch")
-    parser.add_argument("--episodes", type=int, default=50, help="a cell (default: %(default)s)")
+    parser.add_argument("--episodes", type=count, default=50, help="a cell (default: %(default)s)")
     parser.add_argument("--state-ahead", action="store_true", help="plan from where it will be")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=whole, default=1)
     parser.add_argument("--out", type=Path, default=Path("build/bench_latency.json"))
     parser.add_argument("--picture", type=Path, help="a PNG of the table")
 
@@ -72,7 +73,7 @@ def _cell(
         results = list(twin.episodes(trials))
         in_force = twin.strategies
     figures = score(results)
-    kept = ("success", "wrong", "neither", "time_to_goal_s", "plans", "seam_jump")
+    kept = ("success", "wrong", "neither", "time_to_goal_s", "plans", "seam_jump", "refused_chunks")
     return {
         "strategy": str(strategy),
         "added_latency_ms": latency_ms,

@@ -32,12 +32,13 @@ from cosmos3_ros.replay.outcomes import describe
 from cosmos3_ros.replay.report import report
 from cosmos3_ros.replay.summary import Summary, summarise
 from cosmos3_ros.resources import resource
+from cosmos3_ros.sim.arguments import Parser, add_planning_arguments, positive
 from cosmos3_ros.sim.team import (
     CONTROL_RATE_HZ,
     Parameters,
     Team,
-    add_planning_arguments,
     bring_up,
+    require_arm,
     start_node,
     start_team,
 )
@@ -157,17 +158,17 @@ def main(argv: list[str] | None = None) -> int:
     bundle = args.bundle or resource("engines", "pico")
     try:
         demonstrate(args.out, args.seconds, script, bundle, policy)
-    except (ProcessFailed, ValueError) as error:
+    except (ProcessFailed, ValueError, OSError) as error:
         print(f"demo failed: {error}", file=sys.stderr)
         return 1
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="./run demo", description=__doc__)
+    parser = Parser(prog="./run demo", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of everything it leaves")
     parser.add_argument(
-        "--seconds", type=float, default=SECONDS, help="simulated time (default: %(default)s)"
+        "--seconds", type=positive, default=SECONDS, help="simulated time (default: %(default)s)"
     )
     told = ", ".join(f"'{line.instruction}' at {line.at_s:g} s" for line in SCRIPT)
     parser.add_argument("--instruction", help=f"what the arm is told (default: {told})")
@@ -183,17 +184,18 @@ def demonstrate(
 ) -> None:
     """Drive the arm and write what came of it. ``policy``: parameters of the policy node.
 
-    Raises ProcessFailed naming the process that failed, with the end of its log.
+    Raises AnotherRobot for a bundle of one, ProcessFailed naming the process that failed, with the
+    end of its log.
     """
     recording = out / "output.mcap"
     for stale in (recording, out / "summary.json", out / "report.png"):
         stale.unlink(missing_ok=True)
-    embodiment = load_bundle(bundle).manifest.contract.embodiment
+    embodiment = require_arm(load_bundle(bundle))
     environment = ros_environment()
     os.environ.update(environment)
     with Children(out / "logs", environment) as children:
         recorder = _start_recorder(children, recording)
-        team = start_team(children, bundle, embodiment, sim={}, policy=policy)
+        team = start_team(children, bundle, embodiment.name, sim={}, policy=policy)
         # It speaks before the nodes are up: the instruction is there when the policy node is.
         with _directing(script) as director:
             bring_up(children, team)

@@ -23,22 +23,24 @@ from tqdm import tqdm
 
 from cosmos3_ros.control.overlap import Strategy
 from cosmos3_ros.engine.bundle import Bundle, load_bundle
-from cosmos3_ros.policy.embodiment import load_embodiment
 from cosmos3_ros.processes import Children, ProcessFailed, end_on_signals, ros_environment
 from cosmos3_ros.resources import resource
+from cosmos3_ros.sim.arguments import (
+    Parser,
+    add_planning_arguments,
+    count,
+    positive,
+    whole,
+)
+from cosmos3_ros.sim.comparison import comparison, evaluation_of, load_evaluation
 from cosmos3_ros.sim.examiner import Examiner
 from cosmos3_ros.sim.offline import Conditions, Offline
 from cosmos3_ros.sim.scoring import EpisodeResult, score, table
 from cosmos3_ros.sim.tasks import KINDS, Trial, draw_trials
-from cosmos3_ros.sim.team import add_planning_arguments, bring_up, start_team
-from cosmos3_ros.sim.world import CAMERAS, JOINTS
+from cosmos3_ros.sim.team import bring_up, require_arm, start_team
 
 # Scenes that no demonstration begins with: those have the seed of their training.
 SEED = 1_000_003
-
-
-class EvalError(ValueError):
-    """What is asked for cannot be evaluated."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -54,19 +56,20 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="./run eval", description=__doc__)
+    parser = Parser(prog="./run eval", description=__doc__)
     add = parser.add_argument
     add("--task", action="append", choices=KINDS, help="repeat for more (default: all)")
-    add("--episodes", type=int, default=50, help="a task (default: %(default)s)")
+    add("--episodes", type=count, default=50, help="a task (default: %(default)s)")
     add("--bundle", type=Path, help="default: the trained policy that ships, engines/pico")
-    add("--seed", type=int, default=SEED, help="of the scenes (default: %(default)s)")
+    add("--seed", type=whole, default=SEED, help="of the scenes (default: %(default)s)")
     add_planning_arguments(parser)
     add("--shuffle-instruction", action="store_true", help="tell it another episode's instruction")
     add("--black-camera", action="store_true", help="show it black pictures")
     add("--held-out", action="store_true", help="tell it in wordings kept from training")
     add("--offline", action="store_true", help="without ROS, in one process: the quick twin")
-    add("--threads", type=int, default=1, help="of the engine (default: %(default)s)")
-    add("--real-time-factor", type=float, default=1.0, help="of the nodes (default: %(default)s)")
+    add("--threads", type=whole, default=1, help="of the engine (default: %(default)s; 0: all)")
+    add("--real-time-factor", type=positive, default=1.0, help="(default: %(default)s)")
+    add("--against", type=Path, help="an earlier JSON file, to see whether the two agree")
     add("--out", type=Path, required=True, help="the JSON file")
     return parser
 
@@ -74,17 +77,14 @@ def _parser() -> argparse.ArgumentParser:
 def evaluate(args: argparse.Namespace) -> None:
     """Conduct all episodes, write the figures, print a table.
 
-    Raises EvalError for what cannot be evaluated, ProcessFailed where a node fails.
+    Raises AnotherRobot for a bundle of one, EvaluationError for no earlier evaluation to compare
+    with, ProcessFailed where a node fails.
     """
-    if args.episodes < 1 or args.added_latency_ms < 0 or args.real_time_factor <= 0:
-        raise EvalError(
-            f"{args.episodes} episodes with {args.added_latency_ms:g} ms of added latency at a "
-            f"real-time factor of {args.real_time_factor:g}; expected at least one episode, no "
-            "negative latency and a real-time factor above 0"
-        )
     bundle = load_bundle(args.bundle or resource("engines", "pico"))
-    _require_this_arm(bundle)
-    kinds = args.task or list(KINDS)
+    require_arm(bundle)
+    earlier = None if args.against is None else load_evaluation(args.against)
+    # Named twice, a task is still one: the same scenes again say nothing new.
+    kinds = list(dict.fromkeys(args.task or KINDS))
     results: list[EpisodeResult] = []
     total = len(kinds) * args.episodes
     with tqdm(desc="evaluating", total=total, unit="episode", disable=None) as bar:
@@ -102,30 +102,20 @@ def evaluate(args: argparse.Namespace) -> None:
                 bar.update()
                 wins = sum(r.verdict == "success" for r in results)
                 bar.set_postfix_str(f"{wins} of {len(results)}")
-            _write(args, bundle, results)
-    print(table(score(results)))
+            content = _content(args, bundle, results)
+            _write(args.out, content)
+    print(table(content))
+    if earlier is not None:
+        print(comparison(evaluation_of(content), earlier))
     print(args.out)
-
-
-def _require_this_arm(bundle: Bundle) -> None:
-    """Raises EvalError for a bundle of another robot than the simulated one."""
-    embodiment = load_embodiment(bundle.manifest.contract.embodiment)
-    cameras = [view.name for view in embodiment.cameras]
-    if embodiment.joints != JOINTS or not cameras or not set(cameras) <= set(CAMERAS):
-        raise EvalError(
-            f"bundle '{bundle.manifest.name}' is for embodiment '{embodiment.name}'; expected one "
-            f"of the simulated arm, with joints {', '.join(JOINTS)} and cameras out of "
-            f"{', '.join(CAMERAS)}"
-        )
 
 
 def _through_nodes(
     bundle: Bundle, trials: list[Trial], args: argparse.Namespace
 ) -> Iterator[EpisodeResult]:
-    contract = bundle.manifest.contract
     environment = ros_environment()
     os.environ.update(environment)
-    embodiment = load_embodiment(contract.embodiment)
+    embodiment = require_arm(bundle)
     sim = {
         "seed": trials[0].seed,
         "real_time_factor": args.real_time_factor,
@@ -166,12 +156,16 @@ def _offline(
         yield from twin.episodes(trials)
 
 
-def _write(args: argparse.Namespace, bundle: Bundle, results: list[EpisodeResult]) -> None:
-    content: dict[str, Any] = {
+def _content(
+    args: argparse.Namespace, bundle: Bundle, results: list[EpisodeResult]
+) -> dict[str, Any]:
+    return {
         "bundle": bundle.manifest.name,
         "bundle_sha256": bundle.sha256,
         "precision": bundle.manifest.precision,
         "through": "offline twin" if args.offline else "nodes",
+        "real_time_factor": None if args.offline else args.real_time_factor,
+        "threads": args.threads,
         "seed": args.seed,
         "added_latency_ms": args.added_latency_ms,
         "strategy": args.strategy,
@@ -182,10 +176,13 @@ def _write(args: argparse.Namespace, bundle: Bundle, results: list[EpisodeResult
         **score(results),
         "each": [asdict(result) for result in results],
     }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    partial = args.out.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n")
-    partial.replace(args.out)
+
+
+def _write(out: Path, content: dict[str, Any]) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_suffix(".partial")
+    partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+    partial.replace(out)
 
 
 if __name__ == "__main__":

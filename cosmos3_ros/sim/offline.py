@@ -14,18 +14,20 @@ from dataclasses import dataclass
 import numpy as np
 from tokenizers import Tokenizer
 
-from cosmos3_ros.control.chunk import NS_PER_S, Chunk, ChunkRefused, Refusal
-from cosmos3_ros.control.controller import Controller, Following, State
+from cosmos3_ros.control.admission import Following
+from cosmos3_ros.control.chunk import NS_PER_S, Chunk, ChunkRefused
+from cosmos3_ros.control.controller import Controller, State
 from cosmos3_ros.control.limits import Limits
-from cosmos3_ros.control.overlap import Overlap, Strategy, rows_of
+from cosmos3_ros.control.overlap import Heard, Overlap, Strategy, rows_of
 from cosmos3_ros.control.space import Space
 from cosmos3_ros.control.watchdog import Moment, Timeouts
 from cosmos3_ros.engine.backends import open_backend
 from cosmos3_ros.engine.bundle import TOKENIZER, Bundle
-from cosmos3_ros.policy.embodiment import Embodiment, load_embodiment
+from cosmos3_ros.policy.embodiment import Embodiment
 from cosmos3_ros.policy.plan import Observation, Plan, Policy, Prompt, draw_noise
 from cosmos3_ros.sim.scoring import EpisodeResult, result_of, seam_jump
 from cosmos3_ros.sim.tasks import Judge, Trial
+from cosmos3_ros.sim.team import require_arm
 from cosmos3_ros.sim.world import STEP_RATE_HZ, STEPS_PER_FRAME, World
 
 # 60 Hz: the multiple of the physics that is nearest to the controller node's 50 Hz.
@@ -55,17 +57,16 @@ class Conditions:
 class Offline:
     """Runs episodes one after another; a context, for the engine is closed at its end.
 
-    ``seed``: of the sampler's noise.
+    ``seed``: of the sampler's noise. Raises AnotherRobot for a bundle of one.
     """
 
     def __init__(
         self, bundle: Bundle, conditions: Conditions, *, threads: int = 1, seed: int = 0
     ) -> None:
+        embodiment = require_arm(bundle)
         self._engine = open_backend(bundle, "onnxruntime", threads)
-        contract = bundle.manifest.contract
         tokenizer = Tokenizer.from_file(str(bundle.path / TOKENIZER))
-        embodiment = load_embodiment(contract.embodiment)
-        self._policy = Policy(contract, embodiment, self._engine, tokenizer)
+        self._policy = Policy(bundle.manifest.contract, embodiment, self._engine, tokenizer)
         self._world = World()
         self._conditions = conditions
         self._rng = np.random.default_rng(seed)
@@ -94,7 +95,7 @@ class Offline:
             world = self._world
             judge.see(run.seconds, touched, world.cubes, world.cube_distances)
         self.strategies |= run.strategies
-        return result_of(trial, judge, run.plans, run.seam_jumps)
+        return result_of(trial, judge, run.plans, run.seam_jumps, run.refused_chunks)
 
 
 class _Run:
@@ -110,7 +111,7 @@ class _Run:
     ) -> None:
         self.plans = 0
         self.seam_jumps: list[float] = []
-        self.refused: Counter[Refusal] = Counter()
+        self.refused_chunks: Counter[str] = Counter()
         self.strategies: set[Strategy] = set()
         self._world, self._policy, self._prompt = world, policy, prompt
         self._conditions, self._rng = conditions, rng
@@ -128,6 +129,8 @@ class _Run:
         self._controller = Controller(limits, following, TIMEOUTS)
         self._steps = 0
         self._coming: tuple[int, Plan, int] | None = None  # when it arrives, what, and its stamp
+        self._starts_ns = 0  # not before this does the plan under way
+        self._heard = 0  # the newest plan that has come to the controller
         self._followed: Chunk | None = None
 
     @property
@@ -158,8 +161,9 @@ class _Run:
         pictures = {view.name: self._world.frame(view.name) for view in policy.embodiment.cameras}
         if conditions.black_cameras:
             pictures = {name: np.zeros_like(picture) for name, picture in pictures.items()}
-        ahead = self._overlap.state_on_arrival(now_ns) if conditions.state_ahead else None
-        state = channels_of(self._world, policy.embodiment) if ahead is None else ahead
+        ahead = self._overlap.arrival(now_ns) if conditions.state_ahead else None
+        state = channels_of(self._world, policy.embodiment) if ahead is None else ahead.state
+        self._starts_ns = 0 if ahead is None else ahead.at_ns
         noise = draw_noise(policy.contract, self._rng)
         committed = self._overlap.committed(now_ns)
         plan = policy.plan(Observation(pictures, state), self._prompt, noise, *rows_of(committed))
@@ -172,12 +176,14 @@ class _Run:
             return
         _, plan, stamp_ns = self._coming
         self._coming = None
-        start_ns = self._overlap.arrived(stamp_ns, now_ns)
+        start_ns = max(self._overlap.arrived(stamp_ns, now_ns), self._starts_ns)
         self.strategies.add(self._overlap.strategy)
         chunk = Chunk(self.plans, stamp_ns, self._policy.contract.fps, plan.rows, start_ns)
         if chunk.end_ns < now_ns:
+            self.refused_chunks["late"] += 1
             return
         self._overlap.published(chunk)
+        self._heard = chunk.plan_id
         if self._followed is not None:
             speed = self._policy.embodiment.velocity
             self.seam_jumps.append(seam_jump(self._followed, chunk, now_ns, speed))
@@ -185,7 +191,7 @@ class _Run:
         try:
             self._controller.accept(chunk, Moment(now_ns, now_ns))
         except ChunkRefused as refused:
-            self.refused[refused.reason] += 1
+            self.refused_chunks[refused.reason] += 1
 
     def _command(self, now_ns: int) -> None:
         robot = self._policy.embodiment
@@ -194,8 +200,8 @@ class _Run:
         command = self._controller.tick(moment)
         if command is None:
             return
-        if command.state is not State.TRACKING:
-            self._overlap.rests(self._controller.plan_id)
+        tracked = self._controller.plan_id if command.state is State.TRACKING else 0
+        self._overlap.hear(Heard(tracked, self._heard))
         self._world.command(joints_of(command.positions, robot))
 
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from cosmos3_ros.control.overlap import Strategy
+from cosmos3_ros.engine.bundle import Bundle
+from cosmos3_ros.policy.embodiment import Embodiment, load_embodiment
 from cosmos3_ros.processes import Child, Children, ProcessFailed
+from cosmos3_ros.sim.world import CAMERAS, JOINTS
 
 CONTROL_RATE_HZ = 50.0
 BRINGUP_TIMEOUT_S = 120.0
 
 Parameters = Mapping[str, object]
+
+
+class AnotherRobot(ValueError):
+    """A bundle is for another robot than the simulated arm."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +28,19 @@ class Team:
     sim: Child
     policy: Child
     controller: Child
+
+
+def require_arm(bundle: Bundle) -> Embodiment:
+    """The bundle's embodiment. Raises AnotherRobot where that is not of the simulated arm."""
+    embodiment = load_embodiment(bundle.manifest.contract.embodiment)
+    cameras = [view.name for view in embodiment.cameras]
+    if embodiment.joints != JOINTS or not cameras or not set(cameras) <= set(CAMERAS):
+        raise AnotherRobot(
+            f"bundle '{bundle.manifest.name}' is for embodiment '{embodiment.name}'; expected one "
+            f"of the simulated arm, with joints {', '.join(JOINTS)} and cameras out of "
+            f"{', '.join(CAMERAS)}"
+        )
+    return embodiment
 
 
 def start_team(
@@ -41,22 +59,6 @@ def start_team(
         controller=start_node(
             children, "controller_node", "nodes", {"control_rate_hz": CONTROL_RATE_HZ, **common}
         ),
-    )
-
-
-def add_planning_arguments(parser: argparse.ArgumentParser) -> None:
-    """How plans follow each other, and how much later than it is made each one arrives."""
-    parser.add_argument(
-        "--strategy",
-        choices=[str(strategy) for strategy in Strategy],
-        default=str(Strategy.BLEND),
-        help="how plans follow each other (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--state-ahead", action="store_true", help="plan from where the arm will be by then"
-    )
-    parser.add_argument(
-        "--added-latency-ms", type=float, default=0.0, help="every plan arrives so much later"
     )
 
 

@@ -3,29 +3,41 @@
 from __future__ import annotations
 
 import json
-import shutil
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from another_robot import REFUSAL, bundle_of_another_robot
 from bundles import Exported
+from child_pids import child_pids
 
-from cosmos3_ros.engine.bundle import MANIFEST
 from cosmos3_ros.processes import ros_environment
-from cosmos3_ros.sim.tasks import LIMIT_S
+from cosmos3_ros.sim.tasks import HELD_OUT_WORDINGS, LIMIT_S, WORDINGS
+
+# The quick twin, with few episodes of the quickest task.
+TWIN = ("--offline", "--task", "touch", "--episodes", 6)
+
+
+def start_eval(out: Path, *words: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "cosmos3_ros.sim.eval", "--out", out, *words]
+    return subprocess.Popen(
+        [str(word) for word in command],
+        env=ros_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def run_eval(out: Path, *words: object, timeout_s: float = 110) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "cosmos3_ros.sim.eval", "--out", out, *words]
-    return subprocess.run(
-        [str(word) for word in command],
-        env=ros_environment(),
-        capture_output=True,
-        text=True,
-        timeout=timeout_s,
-    )
+    with start_eval(out, *words) as process:
+        stdout, stderr = process.communicate(timeout=timeout_s)
+    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
 
 def evaluated(out: Path, *words: object) -> dict[str, Any]:
@@ -39,6 +51,7 @@ def test_episodes_through_the_nodes_are_judged(tmp_path: Path, pico: Exported) -
     out = tmp_path / "eval.json"
     found = evaluated(out, "--task", "touch", "--episodes", 6)
     assert found["through"] == "nodes" and found["bundle"] == "pico"
+    assert (found["real_time_factor"], found["threads"]) == (1.0, 1)
     assert found["episodes"] == 6 and found["by_task"].keys() == {"touch"}
     assert sum(found[verdict]["count"] for verdict in ("success", "wrong", "neither")) == 6
     assert found["success"]["count"] >= 5, found["each"]
@@ -65,23 +78,88 @@ def seconds_per_plan(found: dict[str, Any]) -> float:
     return float(seconds / plans)
 
 
-def test_the_twin_writes_the_same_figures(tmp_path: Path, pico: Exported) -> None:
-    words = ("--task", "lift", "--episodes", 4, "--held-out", "--offline")
-    found = evaluated(tmp_path / "twin.json", *words)
-    assert found["through"] == "offline twin" and found["held_out_wordings"]
-    assert found["episodes"] == 4
+def test_a_policy_that_dies_in_the_middle_ends_the_evaluation_with_its_log(
+    tmp_path: Path, pico: Exported
+) -> None:
+    process = start_eval(tmp_path / "eval.json", "--task", "touch", "--episodes", 50)
+    log = tmp_path / "eval_logs" / "controller_node.log"
+    deadline = time.monotonic() + 60
+    while not (log.is_file() and "tracking plan" in log.read_text()):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.1)
+    pids = child_pids(process.pid)
+    os.kill(pids["policy_node"], signal.SIGKILL)
+    _, stderr = process.communicate(timeout=40)
+    assert process.returncode == 1
+    assert stderr.startswith("eval: policy_node ended early with exit code -9; the end of")
+    assert "warm-up plan" in stderr and "Traceback" not in stderr
+    assert not [pid for pid in pids.values() if Path(f"/proc/{pid}").exists()]
+    assert not (tmp_path / "eval.json").exists()
+
+
+def test_the_twin_writes_the_same_figures_and_each_task_once(
+    tmp_path: Path, pico: Exported
+) -> None:
+    words = ("--task", "lift", "--task", "touch", "--task", "lift", "--episodes", 2)
+    found = evaluated(tmp_path / "twin.json", *words, "--offline", "--threads", 2)
+    assert found["through"] == "offline twin"
+    assert (found["real_time_factor"], found["threads"]) == (None, 2)
+    assert [result["kind"] for result in found["each"]] == ["lift", "lift", "touch", "touch"]
+    assert found["refused_chunks"] == {}
+
+
+def test_held_out_wordings_are_said(tmp_path: Path, pico: Exported) -> None:
+    found = evaluated(tmp_path / "eval.json", *TWIN, "--held-out")
+    assert found["held_out_wordings"]
+    assert found["by_wording"].keys() <= set(HELD_OUT_WORDINGS["touch"])
+    for result in found["each"]:
+        assert result["instruction"] == result["wording"].format(result["colour"])
+
+
+def test_shuffled_instructions_are_those_of_other_episodes(tmp_path: Path, pico: Exported) -> None:
+    found = evaluated(tmp_path / "eval.json", *TWIN, "--shuffle-instruction")
+    assert found["shuffled_instructions"]
+    assert found["by_wording"].keys() <= set(WORDINGS["touch"])
+    told = [result["instruction"] for result in found["each"]]
+    own = [result["wording"].format(result["colour"]) for result in found["each"]]
+    assert sorted(told) == sorted(own) and told != own
+
+
+def test_black_cameras_leave_it_blind(tmp_path: Path, pico: Exported) -> None:
+    found = evaluated(tmp_path / "eval.json", *TWIN, "--black-camera")
+    assert found["black_cameras"]
+    assert found["success"]["count"] <= 2, found["each"]
+
+
+def test_in_sync_there_is_a_plan_a_chunk(tmp_path: Path, pico: Exported) -> None:
+    found = evaluated(tmp_path / "eval.json", *TWIN, "--strategy", "sync")
+    assert found["strategy"] == "sync"
+    # A chunk lasts 1.07 s, the default plans at every picture.
+    assert seconds_per_plan(found) > 0.6
+    assert found["success"]["count"] >= 4, found["each"]
+
+
+def test_strategy_and_black_cameras_reach_the_nodes(tmp_path: Path, pico: Exported) -> None:
+    words = ("--task", "touch", "--episodes", 2, "--strategy", "sync", "--black-camera")
+    found = evaluated(tmp_path / "eval.json", *words)
+    assert found["success"]["count"] == 0 and seconds_per_plan(found) > 0.6, found["each"]
+
+
+def test_an_evaluation_is_compared_with_an_earlier_one(tmp_path: Path, pico: Exported) -> None:
+    words, earlier = ("--offline", "--task", "touch", "--episodes", 2), tmp_path / "earlier.json"
+    evaluated(earlier, *words)
+    again = run_eval(tmp_path / "again.json", *words, "--against", earlier)
+    assert again.returncode == 0, again.stderr
+    _, _, compared = again.stdout.partition("beside 'pico' through offline twin:\n")
+    _, line, *_ = compared.splitlines()
+    assert line.startswith("touch") and line.endswith("  yes")
 
 
 def test_a_bundle_of_another_robot_is_refused_in_one_line(tmp_path: Path, tiny: Exported) -> None:
-    other = tmp_path / "other"
-    shutil.copytree(tiny.bundle.path, other)
-    manifest = (other / MANIFEST).read_text()
-    (other / MANIFEST).write_text(manifest.replace('"sim_panda"', '"droid_joint_pos"'))
-    ended = run_eval(tmp_path / "eval.json", "--bundle", other)
+    ended = run_eval(tmp_path / "eval.json", "--bundle", bundle_of_another_robot(tiny, tmp_path))
     assert ended.returncode == 1
     assert len(ended.stderr.splitlines()) == 1
-    assert "is for embodiment 'droid_joint_pos'; expected one" in ended.stderr
-    assert "panda_joint1" in ended.stderr
+    assert REFUSAL in ended.stderr and "panda_joint1" in ended.stderr
     assert not (tmp_path / "eval.json").exists()
 
 
@@ -97,10 +175,9 @@ def test_a_bundle_of_a_robot_nobody_knows_is_refused_in_one_line(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--episodes", 0), "expected at least one episode"),
-        (("--added-latency-ms", -1), "no negative latency"),
-        (("--real-time-factor", 0), "real-time factor"),
+        (("--episodes", 0), "is no whole number of at least 1"),
         (("--bundle", "nowhere"), "nowhere"),
+        (("--against", "nowhere.json"), "nowhere.json"),
     ],
 )
 def test_what_cannot_be_evaluated_is_refused_in_one_line(

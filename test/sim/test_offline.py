@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
+from another_robot import REFUSAL, bundle_of_another_robot
 from bundles import Exported
 
+from cosmos3_ros.engine.bundle import load_bundle
 from cosmos3_ros.sim.expert import RATE_HZ
 from cosmos3_ros.sim.offline import Conditions, Offline
 from cosmos3_ros.sim.scoring import EpisodeResult
 from cosmos3_ros.sim.tasks import LIMIT_S, draw_trials
+from cosmos3_ros.sim.team import AnotherRobot
 
 SEED = 71
 
@@ -59,3 +63,9 @@ def test_added_latency_passes_between_plans(pico: Exported) -> None:
 
 def test_an_episode_is_the_same_every_time(pico: Exported) -> None:
     assert results(pico, "any", 3) == results(pico, "any", 3)
+
+
+def test_a_bundle_of_another_robot_is_refused(tmp_path: Path, tiny: Exported) -> None:
+    other = load_bundle(bundle_of_another_robot(tiny, tmp_path))
+    with pytest.raises(AnotherRobot, match=REFUSAL):
+        Offline(other, Conditions())
