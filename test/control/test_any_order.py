@@ -19,7 +19,7 @@ from cosmos3_ros.control.space import Space
 from cosmos3_ros.control.watchdog import Moment, Reason, Timeouts
 
 START_NS = 1_763_000_000 * NS_PER_S
-TIMEOUTS = Timeouts(planner_s=1.5, chunk_s=4.0, observation_s=5.0)
+TIMEOUTS = Timeouts(joint_s=0.15, planner_s=0.3, chunk_s=0.6, observation_s=0.5)
 NAN, INF = np.nan, np.inf
 
 
@@ -93,7 +93,7 @@ def chunk_events(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
 
 event = st.one_of(
     st.just(("tick", None)),
-    st.tuples(st.just("run"), st.integers(1, 12)),
+    st.tuples(st.just("run"), st.tuples(st.integers(1, 40), often, st.booleans())),
     chunk_events(),
     chunk_events(),
     st.tuples(st.just("measure"), st.none() | st.floats(-3, 3) | st.just(NAN)),
@@ -154,14 +154,17 @@ class Trial:
         elif kind == "accept":
             self.accept(**argument)
         elif kind == "run":
-            self.run(argument)
+            self.run(*argument)
         else:
             self.tick()
 
-    def run(self, ticks: int) -> None:
-        """All is well for so long."""
+    def run(self, ticks: int, measuring: bool, heard: bool) -> None:
+        """Nothing new for so long."""
         for _ in range(ticks):
-            self.measure(None)
+            if measuring:
+                self.measure(None)
+            if heard and self.controller.planner is not None:
+                self.happen("hear", (self.controller.planner, True))
             self.tick()
             self.pass_by(ns(0.02), 0)
 
@@ -172,7 +175,9 @@ class Trial:
             found = np.concatenate((found[:3], self.position[3:]))
         self.controller.measure(found, self.moment.now_ns, self.moment)
         limits = self.body.limits
-        if np.all((limits.lower <= found) & (found <= limits.upper)):
+        span = np.nan_to_num(limits.upper - limits.lower, posinf=0.0)
+        room = np.where(self.body.following.held, 0.5, 0.01) * span
+        if np.all((limits.lower - room <= found) & (found <= limits.upper + room)):
             self.measured_ns = self.moment.now_ns
             self.may_be_moved |= self.jumped or self.ticked is None
             self.jumped = False
