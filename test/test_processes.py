@@ -80,6 +80,41 @@ def test_a_child_that_ignores_the_interrupt_is_killed_and_it_is_said(
     assert "stubborn did not end 0.3 s after SIGINT: killed" in capfd.readouterr().err
 
 
+def test_one_child_is_ended_or_killed_while_the_others_go_on(children: Children) -> None:
+    for name in ("first", "second", "third"):
+        start(children, name, PATIENT)
+    first, second, third = children.running
+    assert children.end(second).clean
+    children.kill(third)
+    assert third.process.returncode == -signal.SIGKILL
+    assert children.running == [first]
+    children.stop()
+    # What was killed on purpose did not fail to end.
+    assert [ending.child.name for ending in children.endings] == ["second", "first"]
+
+
+def test_the_log_of_a_child_that_is_started_again_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "word.log").write_text("of another run")
+    with Children(tmp_path, ros_environment()) as children:
+        for word in ("one", "two"):
+            program = f"print({word!r})"
+            children.wait(children.start("word", sys.executable, "-c", program), timeout_s=30)
+    assert (tmp_path / "word.log").read_text().split() == ["one", "two"]
+
+
+def test_a_piped_child_that_may_not_write_files_still_says_why(tmp_path: Path) -> None:
+    program = f"""
+import pathlib, resource
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+print("no file may grow", flush=True)
+pathlib.Path({str(tmp_path / "file")!r}).write_text("x")
+"""
+    with Children(tmp_path, ros_environment(), piped=True) as children:
+        child = children.start("limited", sys.executable, "-c", program)
+        until(lambda: "File too large" in child.log.read_text())
+    assert child.log.read_text().startswith("no file may grow")
+
+
 def test_a_child_that_ends_early_is_noticed_with_the_end_of_its_log(children: Children) -> None:
     start(children, "steady", PATIENT)
     program = "print('one'); print('the arm is on fire'); raise SystemExit(3)"
