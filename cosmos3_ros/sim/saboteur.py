@@ -1,7 +1,7 @@
 """Stands between the simulated robot and the two nodes, and spoils what passes.
 
 The simulator's and the policy node's topics are remapped to ``raw/...``; what is not spoiled goes
-on unchanged. Besides it keeps what the controller did: every command and every transition.
+on unchanged. Besides it keeps what the controller did: every command and every status.
 """
 
 from __future__ import annotations
@@ -55,24 +55,27 @@ class Commanded:
 
 
 @dataclass(frozen=True)
-class Entered:
-    """A transition of the controller as it arrived, on a steady clock [s]."""
+class Reported:
+    """A status of the controller as it arrived, on a steady clock [s]: at every transition, and
+    once a second. ``planner``, ``plan_id``: of the chunk in force."""
 
     at_s: float
     state: int
-    reason: str
-    detail: str
+    planner: int
+    plan_id: int
 
 
 class Saboteur(Node):
-    """``spoiled`` may be changed at any time; ``commands`` and ``entered`` grow."""
+    """``spoiled`` may be changed at any time; ``commands`` and ``reports`` grow. ``newest_plans``:
+    the last plan id that each planner has sent, passed on or not."""
 
-    def __init__(self) -> None:
-        super().__init__("cosmos3_saboteur")
+    def __init__(self, **node_arguments: Any) -> None:
+        super().__init__("cosmos3_saboteur", **node_arguments)
         # A simulator's clock begins at 0: ten seconds back there would be before all time.
         self.spoiled = Spoiled(clock_offset_ns=round(_CLOCK_BEGINS_S * 1e9))
         self.commands: list[Commanded] = []
-        self.entered: list[Entered] = []
+        self.reports: list[Reported] = []
+        self.newest_plans: dict[int, int] = {}
         self._random = random.Random(0)
         self._held: deque[tuple[float, ActionChunk]] = deque()
         self._joints_sent_s = -math.inf
@@ -95,7 +98,7 @@ class Saboteur(Node):
     @property
     def state(self) -> int:
         """The controller's, as it said last."""
-        return self.entered[-1].state if self.entered else ControllerStatus.STATE_INACTIVE
+        return self.reports[-1].state if self.reports else ControllerStatus.STATE_INACTIVE
 
     def _relay(self, kind: type, topic: str, callback: Callable[[Any], None]) -> Any:
         self.create_subscription(kind, raw(topic), callback, 10)
@@ -122,15 +125,18 @@ class Saboteur(Node):
         return pass_on
 
     def _on_chunk(self, message: ActionChunk) -> None:
+        self.newest_plans[message.planner] = message.plan_id
         if self._drops():
             return
         if self.spoiled.nan_in_chunks:
             message.data[len(message.data) // 2] = math.nan
-        self._held.append((time.monotonic() + self.spoiled.chunk_delay_s, message))
+        self._held.append((time.monotonic(), message))
         self._pass_on()
 
     def _pass_on(self) -> None:
-        while self._held and self._held[0][0] <= time.monotonic():
+        """When the delay is over, what is still held back goes out at once, in its order."""
+        due_s = time.monotonic() - self.spoiled.chunk_delay_s
+        while self._held and self._held[0][0] <= due_s:
             self._chunks.publish(self._held.popleft()[1])
 
     def _on_command(self, message: JointState) -> None:
@@ -138,8 +144,8 @@ class Saboteur(Node):
         self.commands.append(Commanded(time.monotonic(), stamp_s, np.array(message.position)))
 
     def _on_status(self, message: ControllerStatus) -> None:
-        self.entered.append(
-            Entered(time.monotonic(), message.state, message.reason, message.detail)
+        self.reports.append(
+            Reported(time.monotonic(), message.state, message.planner, message.plan_id)
         )
 
     def _drops(self) -> bool:
