@@ -82,8 +82,14 @@ class Stage:
             raise bringup.failure(f"of {', '.join(nodes)} ended with exit code {code}")
 
     def exit_code(self, child: Child, timeout_s: float) -> int:
-        """Of one that ends by itself. Raises ProcessFailed where it had to be killed."""
-        self.until(lambda: child.process.poll() is not None, timeout_s)
+        """Of one that ends by itself. Raises ProcessFailed where it had to be killed, and where
+        another one has ended meanwhile."""
+
+        def has_ended() -> bool:
+            self.children.check(but=child)
+            return child.process.poll() is not None
+
+        self.until(has_ended, timeout_s)
         if (code := child.process.poll()) is None:
             self.children.kill(child)
             raise child.failure(f"did not end within {timeout_s:g} s")
