@@ -60,7 +60,7 @@ def end_for_good(stage):
 
 faults._PATIENCE_S = 5.0
 faults.FAULTS = (
-    Fault("no hold", nothing, nothing, hold_s=1.0, lasts_s=1.0),
+    Fault("not said", nothing, nothing, None, "the arm is on fire", lasts_s=0.0),
     Fault("stubborn", begin_stubborn, end_stubborn, None, lasts_s=0.0),
     Fault("nothing", nothing, nothing, None, lasts_s=0.0, goes_on=True),
     Fault("no such bundle", begin_other, nothing, None, lasts_s=0.0),
@@ -126,7 +126,8 @@ def test_what_is_not_as_it_has_to_be_makes_its_row_not_ok_and_the_run_fail(tmp_p
     out = tmp_path / "faults.json"
     rows = ran(out, "-c", ANOTHER_LIST, str(out), exit_code=1)
     assert [name for name, row in rows.items() if row["ok"]] == ["nothing"]
-    assert rows["no hold"]["time_to_hold_ms"] is None and rows["no hold"]["recovered"]
+    assert rows["not said"]["recovered"]
+    assert rows["not said"]["log"] == "nothing says 'the arm is on fire'"
     assert "stubborn had to be killed; a process wrote a traceback" in rows["stubborn"]["log"]
     assert "bringup of other_policy ended with exit code 1" in rows["no such bundle"]["log"]
     assert 0 < rows["no recovery"]["time_to_hold_ms"] <= rows["no recovery"]["bound_ms"]
