@@ -90,6 +90,7 @@ def body_of(embodiment: Embodiment) -> Body:
 
     return Body(
         name=embodiment.name,
+        meaning=embodiment.meaning,
         domain_id=embodiment.domain_id,
         width=embodiment.width,
         state_row=embodiment.state_row,

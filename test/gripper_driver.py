@@ -1,7 +1,8 @@
 """A robot whose gripper is driven by an action, and the controller node beside it.
 
-Run by test_gripper in an environment that has control_msgs. It closes the gripper by a chunk and
-prints as JSON what the driver was told, and the joints that were commanded besides.
+Run by test_gripper in an environment that has control_msgs. It closes the gripper by a chunk, ends
+the driver and starts another, and prints as JSON what the drivers were told, and the joints that
+were commanded besides.
 """
 
 from __future__ import annotations
@@ -41,10 +42,13 @@ class Robot:
         self.joints = self.node.create_publisher(JointState, "joint_states", 10)
         self.chunks = self.node.create_publisher(ActionChunk, "action_chunk", 10)
         self.node.create_subscription(JointState, "joint_command", self.commands.append, 10)
-        self.driver = ActionServer(
+        self.driver = self.start_driver()
+        self.node.create_timer(0.01, self._measure)
+
+    def start_driver(self) -> ActionServer:
+        return ActionServer(
             self.node, GripperCommand, ACTION, self._execute, goal_callback=self._take
         )
-        self.node.create_timer(0.01, self._measure)
 
     def _take(self, goal: Any) -> GoalResponse:
         self.goals.append((goal.command.position, goal.command.max_effort))
@@ -93,6 +97,11 @@ def main() -> None:
     robot.chunks.publish(message)
     until(lambda: robot.goals[-1][0] == 0.0)
     names = list(robot.commands[-1].name)
+    robot.driver.destroy()
+    idle_s = time.monotonic() + 1.0
+    until(lambda: time.monotonic() > idle_s)
+    robot.driver = robot.start_driver()
+    until(lambda: len(robot.goals) == 4)
     controller.trigger_deactivate()
     controller.trigger_cleanup()
     print(json.dumps({"goals": robot.goals, "names": names}))

@@ -149,6 +149,13 @@ class Controller:
         away = ~np.isnan(rest) & (np.abs(position - rest) > ROUNDING)
         return not (np.any(self._motion.velocity) or np.any(away))
 
+    @property
+    def longest_to_rest_s(self) -> float:
+        """How long it may take to come to rest, from the fastest and the farthest there is."""
+        limits, rest = self._limits, self._following.rest
+        away = np.nan_to_num(np.maximum(limits.upper - rest, rest - limits.lower))
+        return limits.braking_s + float(np.max(limits.space.of_step(away) / limits.velocity))
+
     def take_transitions(self) -> list[Transition]:
         """What has happened since the last call, in order."""
         taken, self._transitions = self._transitions, []
@@ -445,10 +452,13 @@ class Controller:
         return bool(np.any((apart > near) & space.of_step(self._follows_commands)))
 
     def _passed_s(self, previous: Moment, moment: Moment) -> float:
-        """Between two ticks, as the robot sees it: the node's clock may be set while it runs."""
-        if self._simulated_time and not self._leapt(previous, moment):
-            return (moment.now_ns - previous.now_ns) / NS_PER_S
-        return (moment.steady_ns - previous.steady_ns) / NS_PER_S
+        """Between two ticks. A robot in real time moves by the steady clock, and the node's may be
+        set while it runs: what is within the limits by both is within them."""
+        steady_s = (moment.steady_ns - previous.steady_ns) / NS_PER_S
+        if self._leapt(previous, moment):
+            return steady_s
+        passed_s = (moment.now_ns - previous.now_ns) / NS_PER_S
+        return passed_s if self._simulated_time else min(passed_s, steady_s)
 
     def _watch_clock(self, moment: Moment) -> None:
         """Notice a jump of the clock before anything is done with its time."""

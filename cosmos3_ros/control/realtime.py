@@ -57,10 +57,10 @@ class Scheduling:
         for kind, what, ask in asked:
             try:
                 ask()
-            except OSError as error:
+            except (OSError, OverflowError) as error:
+                why = error.strerror if isinstance(error, OSError) else error
                 refused.append(
-                    f"{what} was refused ({error.strerror}), the loop goes on without: "
-                    f"{_REMEDY[kind]}"
+                    f"{what} was refused ({why}), the loop goes on without: {_REMEDY[kind]}"
                 )
         # Ordinary threads are woken up to 50 us late, to save wake-ups.
         ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1, 0, 0, 0)

@@ -82,23 +82,23 @@ def cause_to_hold(signs: Signs, timeouts: Timeouts, moment: Moment) -> Cause | N
     """The first watchdog that says hold while a chunk is in force; None: track it."""
     if signs.measured_ns is None:
         return Cause(Reason.JOINTS_STALE, "no joint states since the clock jumped")
-    if signs.planner_ns is None:
-        return Cause(Reason.PLANNER_SILENT, "no planner is alive")
     steady, now = moment.steady_ns, moment.now_ns
     watched = (
-        (Reason.OVERRUN, steady - (signs.ticked_ns or steady), timeouts.overrun_s,
+        (Reason.OVERRUN, steady, signs.ticked_ns or steady, timeouts.overrun_s,
          "the control loop paused for more than"),
-        (Reason.JOINTS_STALE, now - signs.measured_ns, timeouts.joint_s,
+        (Reason.JOINTS_STALE, now, signs.measured_ns, timeouts.joint_s,
          "joint states are older than"),
-        (Reason.PLANNER_SILENT, steady - signs.planner_ns, timeouts.planner_s,
+        (Reason.PLANNER_SILENT, steady, signs.planner_ns, timeouts.planner_s,
          "the planner was not heard for more than"),
-        (Reason.CHUNK_STALE, steady - signs.accepted_ns, timeouts.chunk_s,
+        (Reason.CHUNK_STALE, steady, signs.accepted_ns, timeouts.chunk_s,
          "no chunk was accepted for more than"),
-        (Reason.OBSERVATION_STALE, now - signs.observed_ns, timeouts.observation_s,
+        (Reason.OBSERVATION_STALE, now, signs.observed_ns, timeouts.observation_s,
          "the chunk was planned from what is older than"),
     )  # fmt: skip
-    for reason, age_ns, timeout_s, what in watched:
-        if age_ns > timeout_s * NS_PER_S:
+    for reason, clock_ns, seen_ns, timeout_s, what in watched:
+        if seen_ns is None:
+            return Cause(reason, "no planner is alive")
+        if clock_ns - seen_ns > timeout_s * NS_PER_S:
             return Cause(reason, f"{what} {timeout_s:g} s")
     if now > signs.end_ns + timeouts.grace_s * NS_PER_S:
         return Cause(Reason.CHUNK_ENDED, "the chunk has ended")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +26,7 @@ class Body:
     """What an export needs of an embodiment; sizes are pixels of the composed picture."""
 
     name: str
+    meaning: Mapping[str, str]
     domain_id: int
     width: int
     state_row: bool
@@ -64,6 +66,7 @@ def make_contract(recipe: Recipe, body: Body, components: Components) -> Contrac
     content_width = max(1, int(scale * body.picture_width + 0.5))
     return Contract(
         embodiment=body.name,
+        meaning=dict(body.meaning),
         domain_id=body.domain_id,
         width=body.width,
         action_dim=config.action_dim,

@@ -114,10 +114,11 @@ class Contract:
 
     ``history``: the velocities that the step graph keeps; a sampler may have fewer steps.
     ``prefix``: how committed rows enter a plan, "clean" where the checkpoint was trained for that,
-    else "held".
+    else "held". ``meaning``: of rows and pictures, as the embodiment had it by aspect.
     """
 
     embodiment: str
+    meaning: Mapping[str, str]
     domain_id: int
     width: int
     action_dim: int

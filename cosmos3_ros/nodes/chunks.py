@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from builtin_interfaces.msg import Time
 
@@ -26,6 +28,12 @@ def chunk_from_message(message: ActionChunk, space: CommandSpace) -> Chunk:
     _require(Refusal.WRONG_WIDTH, "width", width, space.width)
     _require(Refusal.WRONG_NAMES, "channels", tuple(message.channel_names), space.names)
     _require(Refusal.WRONG_UNITS, "units", tuple(message.channel_units), space.units)
+    if not math.isfinite(message.plan_latency) or not math.isfinite(message.engine_time):
+        raise ChunkRefused(
+            Refusal.NOT_FINITE,
+            f"plan_latency is {message.plan_latency}, engine_time {message.engine_time}; expected "
+            "finite numbers",
+        )
     return Chunk(
         plan_id=message.plan_id,
         stamp_ns=nanoseconds(message.header.stamp),

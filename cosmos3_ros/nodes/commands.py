@@ -94,7 +94,9 @@ def position_array(
     target: Target, command: np.ndarray, stamp: Time, period_s: float
 ) -> Sequence[Float64MultiArray]:
     """Channel order and channel units: the gripper as closedness, 0 open to 1 closed."""
-    return (Float64MultiArray(data=command.tolist()),)
+    assert target.joints is not None, "an interface of joints for another robot"
+    apart = target.joints.is_gripper & target.gripper_apart
+    return (Float64MultiArray(data=command[~apart].tolist()),)
 
 
 def twist(

@@ -20,11 +20,12 @@ from sensor_msgs.msg import JointState
 from std_msgs.msg import Float64, String
 from std_srvs.srv import Trigger
 
+from cosmos3_ros.control.admission import Following
 from cosmos3_ros.control.chunk import NS_PER_S, ChunkRefused, Refusal
-from cosmos3_ros.control.controller import Controller, Following, NotReady, State, Transition
+from cosmos3_ros.control.controller import Controller, NotReady, State, Transition
 from cosmos3_ros.control.limits import Limits
 from cosmos3_ros.control.loop import DeadlineLoop
-from cosmos3_ros.control.realtime import Scheduling, release_this_thread
+from cosmos3_ros.control.realtime import Scheduling
 from cosmos3_ros.control.space import Space
 from cosmos3_ros.control.statistics import Histogram
 from cosmos3_ros.control.watchdog import Moment, Reason
@@ -48,8 +49,11 @@ LOG_PERIOD_S = 1.0
 _REPORT_PERIOD_S = 0.02
 # How often the gripper's action may get a goal.
 _GRIPPER_PERIOD_S = 0.05
-# A node that is deactivated holds until the arm rests, or for so long.
-_REST_TIMEOUT_S = 1.0
+# A node that is deactivated holds until the robot rests: so much longer than that can take.
+_REST_SLACK_S = 0.5
+# Points of a trajectory that holds all that is to come are at least so far apart.
+_POINT_PERIOD_S = 0.02
+_NOT_ACTIVE = "the node is not active"
 _STATES = {
     State.WAITING: ControllerStatus.STATE_WAITING,
     State.TRACKING: ControllerStatus.STATE_TRACKING,
@@ -71,6 +75,7 @@ class ControllerNode(ManagedNode):
         self._interface: CommandInterface
         self._limits: Limits
         self._run: ControlRun | None = None
+        self._latched = ""  # why ~/stop holds, until ~/resume
 
     def configure(self) -> None:
         parameters = self._settings = self._declared.read()
@@ -106,10 +111,18 @@ class ControllerNode(ManagedNode):
             for topic in interface.topics(target)
         ]
         latched = qos_profile("reliable", 1, transient_local=True)
-        self._status = self.own_publisher(ControllerStatus, "controller_status", latched)
+        self._status = self.own_publisher(
+            ControllerStatus, "controller_status", latched, inactive_too=True
+        )
         self._diagnostics = self.own_publisher(
             DiagnosticArray, "/diagnostics", qos_profile("reliable", 10)
         )
+        if space.poses and gripper is not None and not apart:
+            self.get_logger().warning(
+                f"the gripper of embodiment '{embodiment.name}' is in no pose and stays as it is; "
+                "name the action that drives it in gripper_action"
+            )
+        self._publish_inactive(0, 0)
         channels = ", ".join(joints.names if joints else space.names)
         self.get_logger().info(
             f"embodiment '{embodiment.name}', {channels}: "
@@ -134,7 +147,12 @@ class ControllerNode(ManagedNode):
             self._scheduling,
             self.get_logger().warning,
         )
-        controller = Controller(self._limits, following, parameters.timeouts)
+        simulated = bool(self.get_parameter("use_sim_time").value)
+        controller = Controller(
+            self._limits, following, parameters.timeouts, simulated_time=simulated
+        )
+        if self._latched:
+            controller.stop(self._latched)
         reader = reader_for(target.embodiment, space, target.joints)
         self._run = ControlRun(controller, reader, loop)
         chunk_qos = qos_profile(parameters.action_chunk_reliability, parameters.action_chunk_depth)
@@ -158,29 +176,48 @@ class ControllerNode(ManagedNode):
         self.serve(Trigger, "~/resume", self._on_resume)
         self.repeat(_REPORT_PERIOD_S, self._report_transitions)
         if self._gripper is not None:
+            self._gripper.forget()
             self.repeat(_GRIPPER_PERIOD_S, self._follow_gripper)
         self.repeat(DIAGNOSTICS_PERIOD_S, self._publish_diagnostics)
         for refusal in self._scheduling.of_another_thread().apply_to_this_thread():
             self.get_logger().warning(refusal)
-        self.while_active(release_this_thread)
+        self.while_active(self._scheduling.release)
         self.while_active(self._come_to_rest)
         loop.start()
 
     def say_goodbye(self) -> None:
         self._report_transitions()
         self._publish_diagnostics()
-        self._publish_status(ControllerStatus.STATE_INACTIVE, "", "the node was deactivated")
+        counts = self._running().controller.counts
+        self._publish_inactive(counts.transitions + 1, counts.holds)
         self._run = None
 
+    def _publish_inactive(self, transitions: int, holds: int) -> None:
+        message = ControllerStatus(
+            state=ControllerStatus.STATE_INACTIVE,
+            reason="inactive",
+            detail=_NOT_ACTIVE,
+            transitions=transitions,
+            holds=holds,
+        )
+        message.header.stamp = time_message(self.now_ns())
+        self._status.publish(message)
+        self.get_logger().info(f"inactive: {_NOT_ACTIVE}")
+
     def _come_to_rest(self) -> None:
-        """Hold, then silence: the last command is one of an arm at rest."""
+        """Hold, then silence: the last command is one of a robot at rest."""
         run = self._running()
         with run.lock:
             run.controller.stop("the node is being deactivated")
-        end_s = time.monotonic() + _REST_TIMEOUT_S
-        while not run.controller.is_at_rest and time.monotonic() < end_s:
-            time.sleep(1 / self._settings.control_rate_hz)
+        end_s = time.monotonic() + run.controller.longest_to_rest_s + _REST_SLACK_S
+        while not run.rests and time.monotonic() < end_s:
+            time.sleep(self._period_s)
         run.loop.stop()
+        # Of channels that are something else at rest, as a base's velocities, whatever happened.
+        rest = self._target.space.rest
+        if run.wanted is not None and not np.isnan(rest).all():
+            last = np.where(np.isnan(rest), run.wanted, rest)
+            self._send(last, time_message(self.now_ns()))
 
     def _tick(self) -> None:
         """On the control loop's thread."""
@@ -191,24 +228,23 @@ class ControllerNode(ManagedNode):
             if moment.now_ns == 0:
                 return
             command = run.controller.tick(moment)
-            # A message that holds all that is to come goes out when that has changed.
-            news = command is not None and (command.began, command.state) != (None, run.sent_state)
-            forecast = self._interface.whole and news
-            commands = run.controller.forecast(moment, self._period_s) if forecast else None
-        if command is None:
-            return
-        if not self._interface.whole:
-            commands = command.positions
+            if command is None:
+                return
+            commands: np.ndarray | None = command.positions
+            if self._interface.whole:
+                # A message that holds all that is to come goes out when that has changed.
+                commands = run.controller.forecast(moment, self._ahead_s) if command.anew else None
+            run.rests = command.state is State.STOPPED and run.controller.is_at_rest
         if commands is not None:
             self._send(commands, time_message(moment.now_ns))
             run.commands += 1
-        run.wanted, run.sent_state = command.wanted, command.state
+        run.wanted = command.wanted
         if (began := command.began) is not None:
             spent_ns = round(began.engine_s * NS_PER_S)
             run.frame_to_command.add(max(self.now_ns() - began.stamp_ns - spent_ns, 0))
 
     def _send(self, commands: np.ndarray, stamp: Time) -> None:
-        messages = self._interface.build(self._target, commands, stamp, self._period_s)
+        messages = self._interface.build(self._target, commands, stamp, self._ahead_s)
         for publisher, message in zip(self._commands, messages, strict=True):
             publisher.publish(message)
 
@@ -235,8 +271,13 @@ class ControllerNode(ManagedNode):
             chunk = chunk_from_message(message, self._target.space)
             with run.lock:
                 run.controller.accept(chunk, self._moment())
+            run.hear(message)
         except ChunkRefused as refused:
+            run.hear(message)
             run.rejected_chunks[refused.reason] += 1
+            if message.planner == run.controller.planner:
+                # It plans from what it takes for executed: tell it at once that this is not.
+                self._publish_present_status()
             self.get_logger().warning(
                 f"refused plan {message.plan_id}: {refused} "
                 f"({run.rejected_chunks.total()} refused so far)",
@@ -292,15 +333,21 @@ class ControllerNode(ManagedNode):
     def _on_policy_status(self, message: PolicyStatus) -> None:
         run = self._running()
         alive = message.state not in (PolicyStatus.STATE_INACTIVE, PolicyStatus.STATE_FAULT)
+        blind = message.state == PolicyStatus.STATE_WAITING_FOR_OBSERVATION
         with run.lock:
-            run.controller.hear(message.planner, time.monotonic_ns(), alive=alive)
+            run.controller.hear(
+                message.planner,
+                time.monotonic_ns(),
+                alive=alive,
+                lacks=message.reason if blind else "",
+            )
 
     def _on_description(self, message: String) -> None:
         """The robot's own description: what it does not allow is not done."""
         run, joints = self._running(), self._target.joints
         assert joints is not None
         try:
-            wrong = objections(message.data, joints)
+            wrong = objections(message.data, joints, gripper_apart=self._target.gripper_apart)
         except ValueError as error:
             wrong = [str(error)]
         run.objection = ""
@@ -314,9 +361,9 @@ class ControllerNode(ManagedNode):
                 run.controller.stop(run.objection)
 
     def _on_stop(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        run = self._running()
+        run, self._latched = self._running(), "~/stop was called"
         with run.lock:
-            run.controller.stop("~/stop was called")
+            run.controller.stop(self._latched)
         response.success, response.message = True, "holding until ~/resume is called"
         return response
 
@@ -327,6 +374,7 @@ class ControllerNode(ManagedNode):
                 raise NotReady(run.objection)
             with run.lock:
                 run.controller.resume(self._moment())
+            self._latched = ""
             response.success, response.message = True, "the next chunk is followed"
         except NotReady as missing:
             response.success, response.message = False, f"still stopped: {missing}"
@@ -360,11 +408,17 @@ class ControllerNode(ManagedNode):
             detail=detail,
             plan_id=plan_id,
             planner=controller.planner or 0,
+            newest_plan_id=run.newest_plan_id,
             transitions=controller.counts.transitions,
             holds=controller.counts.holds,
         )
         message.header.stamp = time_message(self.now_ns())
         self._status.publish(message)
+
+    def _publish_present_status(self) -> tuple[State, str, str]:
+        state, reason, detail = self._state_and_cause()
+        self._publish_status(_STATES[state], reason, detail, self._running().controller.plan_id)
+        return state, reason, detail
 
     def _state_and_cause(self) -> tuple[State, str, str]:
         """State, reason and sentence; what ROS knows of a controller that waits, besides."""
@@ -382,8 +436,7 @@ class ControllerNode(ManagedNode):
 
     def _publish_diagnostics(self) -> None:
         run = self._running()
-        state, reason, detail = self._state_and_cause()
-        self._publish_status(_STATES[state], reason, detail, run.controller.plan_id)
+        state, reason, detail = self._publish_present_status()
         controller, loop = run.controller, run.loop.statistics
         values = {
             "state": state,
@@ -431,6 +484,11 @@ class ControllerNode(ManagedNode):
     def _period_s(self) -> float:
         return 1 / self._settings.control_rate_hz
 
+    @property
+    def _ahead_s(self) -> float:
+        """How far ahead of now the first command of a message is, and of that each other."""
+        return max(self._period_s, _POINT_PERIOD_S if self._interface.whole else 0.0)
+
     def _moment(self) -> Moment:
         """Asked for under the lock: between two threads an older one would be a jump back."""
         return Moment(self.now_ns(), time.monotonic_ns())
@@ -453,11 +511,17 @@ class ControlRun:
         self.lock = threading.Lock()
         self.commands = self.failures = 0
         self.wanted: np.ndarray | None = None
-        self.sent_state: State | None = None
+        self.rests = False  # stopped, and come to rest
+        self.newest_plan_id = 0  # that has come from the planner, followed or refused
         self.objection = ""  # what the robot's description does not allow
         self.frame_to_command = Histogram()
         self.rejected_chunks: Counter[Refusal] = Counter()
         self.rejected_joint_states = 0
+
+    def hear(self, message: ActionChunk) -> None:
+        """A chunk has come, and the controller has looked at it."""
+        if message.planner == self.controller.planner:
+            self.newest_plan_id = message.plan_id
 
 
 def main() -> int:

@@ -43,7 +43,7 @@ class ControllerParameters:
         minimum=0.0, maximum=1000.0,
     )  # fmt: skip
     control_rate_hz: float = parameter(
-        50.0, "Commands a second.", "Hz", minimum=1.0, maximum=1000.0
+        50.0, "Commands a second.", "Hz", minimum=20.0, maximum=1000.0
     )
     fifo_priority: int = parameter(
         0,

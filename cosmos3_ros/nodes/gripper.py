@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from typing import Any
 
 from rclpy.action import ActionClient
@@ -13,6 +14,8 @@ from cosmos3_ros.policy.embodiment import Gripper
 
 # A goal that differs by less of the way from open to closed is the same.
 _SAME = 1e-3
+# A driver that has not answered a goal for so long has not heard it.
+_ANSWER_TIMEOUT_S = 1.0
 
 
 class GripperClient:
@@ -35,28 +38,39 @@ class GripperClient:
         self._client = ActionClient(node, GripperCommand, action)
         self._gripper, self._max_effort = gripper, max_effort
         self._sent = math.nan
-        self._waiting = False
+        self._asked: Any = None  # the answer to the goal under way
+        self._asked_s = 0.0  # steady
         self.goals = self.refused = 0
 
     def follow(self, closedness: float) -> None:
         """Where the gripper should be (0 open, 1 closed); sends a goal where that is news."""
-        if self._waiting or not self._client.server_is_ready():
+        if not self._client.server_is_ready():
+            self.forget()  # who comes in its place knows no goal
             return
-        if abs(closedness - self._sent) < _SAME:
+        if self._asked is not None and time.monotonic() - self._asked_s > _ANSWER_TIMEOUT_S:
+            self.forget()
+        if self._asked is not None or abs(closedness - self._sent) < _SAME:
             return
         goal = self._goal_type()
         goal.command.position = self._gripper.joint_position(closedness)
         goal.command.max_effort = self._max_effort
-        self._sent, self._waiting = closedness, True
+        self._sent, self._asked_s = closedness, time.monotonic()
         self.goals += 1
-        self._client.send_goal_async(goal).add_done_callback(self._answered)
+        self._asked = self._client.send_goal_async(goal)
+        self._asked.add_done_callback(self._answered)
+
+    def forget(self) -> None:
+        """Send the next goal whatever it is, and wait for no answer."""
+        self._sent, self._asked = math.nan, None
 
     def close(self) -> None:
         self._client.destroy()
 
     def _answered(self, future: Any) -> None:
         """Accepted, or not: then the next command is sent, whatever it is."""
-        self._waiting = False
+        if future is not self._asked:
+            return
+        self._asked = None
         if not future.result().accepted:
             self.refused += 1
             self._sent = math.nan

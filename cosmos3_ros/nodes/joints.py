@@ -62,6 +62,15 @@ class JointMap:
         ]
 
 
+def require_pairs(message: JointState) -> None:
+    """Raises ValueError where names and positions do not pair up."""
+    if len(message.name) != len(message.position):
+        raise ValueError(
+            f"{len(message.name)} names and {len(message.position)} positions; expected one "
+            "position a name"
+        )
+
+
 class JointReader:
     """The newest position of every joint, gathered by name from however many messages it takes."""
 
@@ -96,11 +105,7 @@ class JointReader:
         A message without a stamp counts as measured now. Raises ValueError, and takes nothing,
         where names and positions do not pair up, or none or a NaN of ours is among them.
         """
-        if len(message.name) != len(message.position):
-            raise ValueError(
-                f"{len(message.name)} names and {len(message.position)} positions; "
-                "expected one position a name"
-            )
+        require_pairs(message)
         found = {
             self._index[name]: position
             for name, position in zip(message.name, message.position, strict=True)

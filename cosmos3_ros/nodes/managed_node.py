@@ -77,10 +77,14 @@ class ManagedNode(LifecycleNode, ABC):
         _release(self._active_parts)
         super().destroy_node()
 
-    def own_publisher(self, kind: type, topic: str, qos: Any) -> Any:
-        """A publisher until clean-up; it speaks while the node is active."""
-        publisher = self.create_lifecycle_publisher(kind, topic, qos)
-        self.until_cleaned_up(partial(self.destroy_lifecycle_publisher, publisher))
+    def own_publisher(self, kind: type, topic: str, qos: Any, *, inactive_too: bool = False) -> Any:
+        """A publisher until clean-up; it speaks while the node is active, or ``inactive_too``."""
+        if inactive_too:
+            publisher = self.create_publisher(kind, topic, qos)
+            self.until_cleaned_up(partial(self.destroy_publisher, publisher))
+        else:
+            publisher = self.create_lifecycle_publisher(kind, topic, qos)
+            self.until_cleaned_up(partial(self.destroy_lifecycle_publisher, publisher))
         return publisher
 
     def until_cleaned_up(self, end: Callable[[], object]) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from geometry_msgs.msg import PoseStamped
 from sensor_msgs.msg import JointState
 
-from cosmos3_ros.nodes.joints import JointMap, JointReader
+from cosmos3_ros.nodes.joints import JointMap, JointReader, require_pairs
 from cosmos3_ros.nodes.observer import pose_objection, pose_of, stamp_ns
 from cosmos3_ros.policy.commands import CommandSpace
 from cosmos3_ros.policy.embodiment import Embodiment
@@ -84,6 +84,7 @@ class PoseReader:
 
     def read(self, message: JointState, now_ns: int) -> None:
         """Take the gripper's joint, where there is one."""
+        require_pairs(message)
         if self._gripper is not None and self._gripper.joint in message.name:
             position = message.position[list(message.name).index(self._gripper.joint)]
             self.read_gripper(self._gripper.closedness(position))

@@ -33,8 +33,8 @@ class StampedPlan:
 class PlannerStatus:
     """``fault``: why planning has ended for good. ``waiting``: why there is no plan right now.
 
-    ``prompted``: the instruction is one the policy can follow. ``degraded``: why the strategy asked
-    for is not followed.
+    ``prompted``: the instruction is one the policy can follow. ``strategy``: the one in force.
+    ``degraded``: why that is not the one asked for.
     """
 
     instruction: str
@@ -47,6 +47,7 @@ class PlannerStatus:
     latencies_s: tuple[float, ...]
     rejected_observations: dict[str, int]
     rejected_chunks: dict[str, int]
+    strategy: str
     degraded: str
 
 
@@ -142,6 +143,7 @@ class Planner(Worker):
                 latencies_s=tuple(self._latencies),
                 rejected_observations=dict(self._rejected_observations),
                 rejected_chunks=dict(self._rejected_chunks),
+                strategy=self._overlap.strategy,
                 degraded=self._overlap.degraded,
             )
 

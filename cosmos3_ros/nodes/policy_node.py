@@ -20,7 +20,7 @@ from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import Float64, String
 from tokenizers import Tokenizer
 
-from cosmos3_ros.control.overlap import Overlap, Strategy
+from cosmos3_ros.control.overlap import Heard, Overlap, Strategy
 from cosmos3_ros.control.space import Space
 from cosmos3_ros.engine.backends import BACKENDS, open_backend
 from cosmos3_ros.engine.bundle import TOKENIZER, Bundle, load_bundle
@@ -154,6 +154,16 @@ class PolicyNode(ManagedNode):
                 f"parameter 'predicted_frame_rows' is {parameters.predicted_frame_rows}, the "
                 f"bundle decodes {last_frame} frames; expected no more"
             )
+        if parameters.state_ahead and not contract.state_row:
+            raise ParameterError(
+                "parameter 'state_ahead' is true, the bundle plans from pictures alone; expected "
+                "false, or a checkpoint with a state row"
+            )
+        if parameters.state_ahead and parameters.strategy == Strategy.PREFIX:
+            raise ParameterError(
+                "parameter 'state_ahead' is true with strategy 'prefix': a plan that begins when "
+                "it arrives has no rows before that to be told of; expected one of both"
+            )
         engine = open_backend(
             self._bundle,
             parameters.backend,
@@ -210,7 +220,12 @@ class PolicyNode(ManagedNode):
             space,
             Observer(embodiment, self._joints, gripper_topic, limits, pose_topics),
             Overlap(
-                strategy, contract.chunk, contract.fps, Space(space.width, space.quaternions), held
+                strategy,
+                contract.chunk,
+                contract.fps,
+                Space(space.width, space.quaternions),
+                held,
+                1 / parameters.plan_rate_hz if parameters.plan_rate_hz > 0 else 0.0,
             ),
             self.now_ns,
             self._publish_plan,
@@ -280,8 +295,15 @@ class PolicyNode(ManagedNode):
 
     def _on_controller_status(self, message: ControllerStatus) -> None:
         assert self._planner is not None
-        if message.state != ControllerStatus.STATE_TRACKING:
-            self._planner.hear_hold(message.plan_id)
+        mine = message.planner == self._id
+        stays = message.state in (ControllerStatus.STATE_STOPPED, ControllerStatus.STATE_INACTIVE)
+        tracks = message.state == ControllerStatus.STATE_TRACKING
+        heard = Heard(
+            tracked=message.plan_id if mine and tracks else 0,
+            newest=message.newest_plan_id if mine else 0,
+            obeys=not stays and (mine or message.planner == 0),
+        )
+        self._planner.hear(heard)
 
     def _on_jump(self, jump: TimeJump) -> None:
         assert self._planner is not None
@@ -336,6 +358,7 @@ class PolicyNode(ManagedNode):
         message.backend = self._settings.backend
         message.bundle, message.bundle_sha256 = manifest.name, self._bundle.sha256
         message.instruction = status.instruction
+        message.strategy = status.strategy
         message.plan_latency_last = float(latency[-1])
         message.plan_latency_p50 = float(np.percentile(latency, 50))
         message.plan_latency_p99 = float(np.percentile(latency, 99))
@@ -364,7 +387,7 @@ class PolicyNode(ManagedNode):
             "plan_latency_p50_s": f"{status.plan_latency_p50:.4f}",
             "plan_latency_p99_s": f"{status.plan_latency_p99:.4f}",
             "observation_age_s": f"{status.observation_age:.3f}",
-            "strategy": self._settings.strategy,
+            "strategy": status.strategy,
             "degraded": degraded,
             "instruction": status.instruction,
             "bundle": status.bundle,

@@ -180,6 +180,23 @@ class Embodiment:
         held = {grip.channel: grip.hysteresis} if grip else {}
         return np.array([held.get(name, math.nan) for name in self.channel_names])
 
+    @property
+    def meaning(self) -> dict[str, str]:
+        """What a checkpoint was trained on, by aspect: what its rows, pictures and captions say.
+
+        Names of joints, limits and the gripper's stroke are the robot's own and may change.
+        """
+        return {
+            "channels": "; ".join(
+                f"{c.name} [{c.unit}] {c.scale!r} x + {c.offset!r}" for c in self.channels
+            ),
+            "cameras": "; ".join(
+                f"{v.name} {v.width}x{v.height} at {v.x}, {v.y}" for v in self.cameras
+            ),
+            "canvas": f"{self.canvas_width}x{self.canvas_height}",
+            "view": f"{self.view_point} {self.view_detail}".strip(),
+        }
+
     def to_physical(self, rows: np.ndarray) -> np.ndarray:
         """Model values [..., width] to physical units."""
         self.require_normalisation()

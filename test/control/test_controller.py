@@ -684,6 +684,14 @@ def test_a_command_says_when_what_was_forecast_before_it_holds_no_more() -> None
     assert command.anew and command.positions[0] == -1.0, "held where it was put"
 
 
+def test_how_long_it_may_take_to_come_to_rest_is_known() -> None:
+    # 4 units a second by 20 a second squared; a gripper's rest is where it is.
+    assert Arm().controller.longest_to_rest_s == pytest.approx(0.2)
+    limits = Limits(Space(2), -np.ones(2), np.ones(2), np.array([2.0, 0.25]), np.full(2, np.inf))
+    base = Following(np.full(2, np.nan), np.full(2, np.inf), np.zeros(2))
+    assert Controller(limits, base, TIMEOUTS).longest_to_rest_s == pytest.approx(4.0)
+
+
 def test_a_forecast_is_what_comes_when_nothing_else_does() -> None:
     arm = Arm(blend_s=0.3)
     arm.tick()

@@ -141,7 +141,7 @@ def robot(ros_domain_id: int) -> Iterator[Robot]:
     made = Robot(context)
     yield made
     for node in made.nodes:
-        node.trigger_deactivate()
+        node.trigger_shutdown()
     made.executor.shutdown()
     for node in (*made.nodes, made.node):
         node.destroy_node()
@@ -202,3 +202,25 @@ def test_a_base_follows_velocities_and_stands_when_they_end(robot: Robot, tmp_pa
     assert {command.header.frame_id for command in commands} == {"base_link"}
     steps = np.diff([command.twist.linear.x for command in commands])
     assert np.abs(steps).max() <= 1.0 * 0.1, "no faster than its acceleration allows"
+
+
+@pytest.mark.timeout(60)
+def test_a_base_that_is_slow_to_stop_has_stopped_before_its_node_falls_silent(
+    robot: Robot, tmp_path: Path
+) -> None:
+    file = tmp_path / "base.yaml"
+    file.write_text(BASE.replace("velocity: 1.0", "velocity: 0.2"))
+    commands = robot.hears(TwistStamped, "twist_command")
+    robot.start(ControllerNode, embodiment=str(file), command_interface="twist_command")
+    assert robot.until(lambda: len(commands) > 5)
+    now_ns = time.time_ns()
+    chunk = Chunk(1, now_ns, 10.0, np.tile([0.4, 0.0], (30, 1)), now_ns)
+    space = command_space(load_embodiment(file))
+    robot.chunks.publish(message_from_chunk(chunk, space, committed_rows=0))
+    assert robot.until(lambda: commands[-1].twist.linear.x > 0.35, 5.0)
+    began = len(commands)
+    # 0.2 m/s a second from 0.35 m/s and more.
+    began_s = time.monotonic()
+    robot.nodes[0].trigger_deactivate()
+    assert time.monotonic() - began_s > 1.5
+    assert robot.until(lambda: len(commands) > began and commands[-1].twist.linear.x == 0.0, 2.0)

@@ -85,6 +85,9 @@ def test_a_whole_trajectory_has_a_point_a_control_period() -> None:
 def test_position_array_keeps_channel_order_and_units() -> None:
     (message,) = position_array(target_of(PANDA), CHANNELS, STAMP, 0.02)
     assert message.data.tolist() == CHANNELS.tolist()
+    apart = replace(target_of(PANDA), gripper_apart=True)
+    (message,) = position_array(apart, CHANNELS, STAMP, 0.02)
+    assert message.data.tolist() == CHANNELS[:7].tolist(), "it is driven by its action"
 
 
 def test_a_twist_has_every_velocity_in_its_place_in_the_bases_frame() -> None:

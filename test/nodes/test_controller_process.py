@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("rclpy", reason="ROS 2 is not in this environment; run ./run setup")
@@ -22,6 +23,12 @@ from lifecycle_msgs.srv import ChangeState
 from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
 from sensor_msgs.msg import JointState
+
+from cosmos3_ros.control.chunk import Chunk
+from cosmos3_ros.msg import ActionChunk
+from cosmos3_ros.nodes.chunks import message_from_chunk
+from cosmos3_ros.policy.commands import command_space
+from cosmos3_ros.policy.embodiment import load_embodiment
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -117,6 +124,31 @@ def test_two_interrupts_end_the_process_with_exit_code_0(
     _, errors = p.process.communicate(timeout=15)
     assert p.process.returncode == 0, errors
     assert "Traceback" not in errors
+
+
+def test_an_interrupt_brakes_a_moving_arm_before_its_node_falls_silent(
+    process: Callable[..., Process],
+) -> None:
+    p = process()
+    assert p.change(Transition.TRANSITION_CONFIGURE)
+    assert p.change(Transition.TRANSITION_ACTIVATE)
+    chunks = p.node.create_publisher(ActionChunk, "action_chunk", 10)
+    assert p.until(lambda: len(p.commands) > 2 and chunks.get_subscription_count() > 0)
+    rows = np.tile([*HOME[:7], 0.0], (60, 1))
+    rows[:, 0] += 0.5 * np.arange(1, 61) / 15
+    now_ns = time.time_ns()
+    chunk = Chunk(1, now_ns, 15.0, rows, now_ns)
+    space = command_space(load_embodiment("sim_panda"))
+    chunks.publish(message_from_chunk(chunk, space, committed_rows=0))
+    assert p.until(lambda: p.commands[-1].position[0] > 0.2)
+    p.process.send_signal(signal.SIGINT)
+    assert p.until(lambda: p.process.poll() is not None)
+    p.until(lambda: False, 0.3)  # what was on its way has arrived
+    told = [command.position[0] for command in p.commands]
+    steps = np.diff(told[-20:])
+    assert steps.max() > 0.005, "it was moving"
+    assert steps.min() >= 0 and steps[-1] == 0.0, "it came to rest, and did not leap back"
+    assert told[-1] < 1.5, "and did not go on to the end of the plan"
 
 
 def test_a_transition_the_state_does_not_have_silences_nothing(

@@ -44,22 +44,35 @@ def test_a_description_that_allows_as_much_fits() -> None:
         (
             "panda_joint1",
             'lower="-1" upper="2.8" velocity="2.175"',
-            "joint 'panda_joint1' may go from -2.8 to 2.8; the robot's from -1 to 2.8",
+            "joint 'panda_joint1' may go from -2.8 to 2.8 rad; the robot's from -1 to 2.8",
         ),
         (
             "panda_joint2",
             'lower="-1.7" upper="1.7" velocity="1.0"',
-            "joint 'panda_joint2' may move at 2.175; the robot's at 1 rad/s",
+            "joint 'panda_joint2' may move at 2.175 rad/s; the robot's at 1",
         ),
         (
             "panda_finger_joint1",
             'lower="0" upper="0.03" velocity="0.2"',
-            "joint 'panda_finger_joint1' may go from 0 to 0.04; the robot's from 0 to 0.03",
+            "joint 'panda_finger_joint1' may go from 0 to 0.04 m; the robot's from 0 to 0.03",
         ),
     ],
 )
 def test_what_the_robot_cannot_do_is_told_by_joint(joint: str, limits: str, said: str) -> None:
     assert objections(urdf(**{joint: limits}), JOINTS) == [said]
+
+
+def test_a_joint_that_slides_is_none_that_turns() -> None:
+    slides = urdf().replace(
+        'name="panda_joint4" type="revolute"', 'name="panda_joint4" type="prismatic"'
+    )
+    assert objections(slides, JOINTS) == ["joint 'panda_joint4' moves in rad; the robot's in m"]
+
+
+def test_a_gripper_that_is_driven_apart_need_not_be_in_it() -> None:
+    without = urdf(panda_finger_joint1="")
+    assert objections(without, JOINTS) == ["joint 'panda_finger_joint1' is not in it"]
+    assert objections(without, JOINTS, gripper_apart=True) == []
 
 
 def test_names_that_were_replaced_are_looked_for() -> None:

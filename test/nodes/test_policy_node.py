@@ -503,6 +503,65 @@ def test_a_plan_that_is_under_way_when_the_instruction_changes_is_dropped(
     assert {chunk.instruction for chunk in world.chunks} == {"touch the green cube"}
 
 
+def test_an_instruction_that_is_taken_back_within_a_plan_is_followed_again(
+    make_world: Callable[..., World],
+) -> None:
+    world = make_world()
+    world.activate()
+    begun, go_on = waiting_plans(world)
+    world.instruct("touch the red cube")
+    world.send_until(begun.is_set, "a plan is under way")
+    told = world.policy._planner.status
+    world.instruct("touch the green cube")
+    world.until(lambda: told().instruction == "touch the green cube", "it is heard")
+    world.instruct("touch the red cube")
+    world.until(lambda: told().instruction == "touch the red cube", "it is taken back")
+    go_on.set()
+    world.send_until(lambda: bool(world.chunks), "a chunk came")
+    assert world.chunks[-1].instruction == "touch the red cube"
+
+
+def test_an_instruction_that_comes_while_the_planner_rests_ends_nothing(
+    make_world: Callable[..., World],
+) -> None:
+    world = make_world(plan_rate_hz=1.0)
+    world.activate()
+    world.instruct("touch the red cube")
+    world.send_until(lambda: bool(world.chunks), "a chunk came")
+    for text in ("touch the green cube", "", "touch the blue cube"):
+        world.send()
+        world.instruct(text)
+        time.sleep(0.1)
+    world.send_until(
+        lambda: world.chunks[-1].instruction == "touch the blue cube", "the last instruction"
+    )
+    assert not world.policy._planner.status().fault
+
+
+def test_a_planner_that_is_too_slow_for_its_strategy_says_so(
+    make_world: Callable[..., World],
+) -> None:
+    world = make_world(added_latency_s=0.6)
+    world.activate()
+    world.instruct("touch the red cube")
+    world.until(lambda: any(s.strategy == "blend" for s in world.statuses), "blend before a plan")
+    world.send_until(lambda: any(s.strategy == "sync" for s in world.statuses), "sync after it")
+
+
+def test_with_the_state_ahead_a_plan_starts_where_the_arm_is_when_it_arrives(
+    make_world: Callable[..., World],
+) -> None:
+    world = make_world(state_ahead=True, added_latency_s=0.2)
+    world.activate()
+    world.instruct("touch the red cube")
+    world.send_until(lambda: len(world.chunks) >= 5, "five chunks came")
+    ahead_s = [
+        (c.start.sec - c.header.stamp.sec) + (c.start.nanosec - c.header.stamp.nanosec) / 1e9
+        for c in world.chunks
+    ]
+    assert min(ahead_s) >= 0.2 and max(ahead_s) < 1.0
+
+
 def test_a_plan_that_is_under_way_when_the_clock_jumps_back_is_dropped(
     make_world: Callable[..., World],
 ) -> None:
@@ -538,27 +597,34 @@ def test_the_predicted_frame_is_the_one_so_many_rows_ahead(
 
 
 @pytest.mark.parametrize(
-    "parameters",
+    ("parameters", "said"),
     [
-        {"bundle": ""},
-        {"bundle": "nowhere"},
-        {"backend": "abacus"},
-        {"embodiment": "octopus"},
-        {"embodiment": "droid_joint_pos"},
-        {"joint_names": ["one", "two"]},
-        {"image_transport": "pigeon"},
-        {"camera_skew_s": -1.0},
-        {"predicted_frame_rows": 5},
-        {"threads": "many"},
+        ({"bundle": ""}, "parameter 'bundle' is empty"),
+        ({"bundle": "nowhere"}, "'nowhere'"),
+        ({"backend": "abacus"}, "parameter 'backend' is 'abacus'"),
+        ({"embodiment": "octopus"}, "embodiment 'octopus' is not known"),
+        (
+            {"embodiment": "droid_exterior"},
+            "does not fit the bundle: embodiment is droid_exterior, expected sim_panda",
+        ),
+        ({"joint_names": ["one", "two"]}, "parameter 'joint_names' is ['one', 'two']"),
+        ({"image_transport": "pigeon"}, "parameter 'image_transport' is 'pigeon'"),
+        ({"camera_skew_s": -1.0}, "parameter 'camera_skew_s' is -1.0"),
+        ({"predicted_frame_rows": 5}, "parameter 'predicted_frame_rows' is 5"),
+        ({"threads": "many"}, "parameter 'threads' is 'many'"),
+        ({"state_ahead": True, "strategy": "prefix"}, "parameter 'state_ahead' is true with"),
     ],
-    ids=lambda parameters: "-".join(f"{k}={v}" for k, v in parameters.items()),
 )
 def test_a_parameter_the_node_cannot_work_with_leaves_it_unconfigured(
-    parameters: dict[str, Any], make_world: Callable[..., World], capfd: pytest.CaptureFixture[str]
+    parameters: dict[str, Any],
+    said: str,
+    make_world: Callable[..., World],
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     world = make_world(**parameters)
     assert world.transition("configure") == TransitionCallbackReturn.FAILURE
-    assert "not configured: " in capfd.readouterr().err
+    log = capfd.readouterr().err
+    assert "not configured: " in log and said in log
 
 
 def test_a_bundle_with_a_changed_byte_leaves_the_node_unconfigured(
