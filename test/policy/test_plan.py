@@ -278,3 +278,23 @@ def test_a_bundle_is_refused_on_another_robot_field_by_field(
     robot = load_embodiment("droid_joint_pos")
     with pytest.raises(PlanError, match="embodiment is droid_joint_pos, expected sim_panda"):
         Policy(tiny.bundle.manifest.contract, robot, engine, tokenizer)
+
+
+def test_a_robot_of_the_same_name_that_means_something_else_is_refused(
+    tiny: Exported, engine: Engine
+) -> None:
+    tokenizer = Tokenizer.from_file(str(tiny.bundle.path / "tokenizer.json"))
+    contract, robot = tiny.bundle.manifest.contract, load_embodiment("sim_panda")
+    first = robot.channels[0]
+    other = (replace(first, offset=first.offset + 0.1), *robot.channels[1:])
+    moved = (replace(robot.cameras[0], x=robot.cameras[0].x + 1), *robot.cameras[1:])
+    for changed, aspect in (
+        (replace(robot, channels=other), "channels is joint_1"),
+        (replace(robot, cameras=moved), "cameras is exterior 128x96 at 1, 0, expected"),
+        (replace(robot, view_detail="from above"), "view is"),
+    ):
+        with pytest.raises(PlanError, match=f"does not fit the bundle: {aspect}"):
+            Policy(contract, changed, engine, tokenizer)
+    # What is the robot's own may change.
+    own = replace(first, lower=first.lower + 0.1)
+    Policy(contract, replace(robot, channels=(own, *robot.channels[1:])), engine, tokenizer)
