@@ -92,7 +92,7 @@ def main() -> None:
     now_ns = controller.now_ns()
     chunk = Chunk(1, now_ns, 15.0, rows, now_ns)
     space = command_space(load_embodiment("sim_panda"))
-    message = message_from_chunk(chunk, space, committed_rows=0)
+    message = message_from_chunk(chunk, space)
     assert message.header.stamp == time_message(now_ns)
     robot.chunks.publish(message)
     until(lambda: robot.goals[-1][0] == 0.0)

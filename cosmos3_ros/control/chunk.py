@@ -48,6 +48,7 @@ class Chunk:
     ``stamp_ns``: time of the observation. Row i is due at ``start_ns + (i + 1) / rate_hz``, on the
     same clock; ``start_ns`` is the stamp, or later where the arm stood still until the plan came.
     ``planner``: one number an activation of a policy node. ``instruction``: what it was made of.
+    ``committed_rows``: so many leading rows are those of the chunk before.
     ``latency_s``: how long planning took. ``engine_s``: how much of the time since the stamp the
     engine worked, on this plan and on the one before.
     Raises ChunkRefused (malformed, not_finite). The rows are made read-only.
@@ -60,6 +61,7 @@ class Chunk:
     start_ns: int
     planner: int = 0
     instruction: str = ""
+    committed_rows: int = 0
     latency_s: float = 0.0
     engine_s: float = 0.0
 

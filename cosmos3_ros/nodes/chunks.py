@@ -42,18 +42,14 @@ def chunk_from_message(message: ActionChunk, space: CommandSpace) -> Chunk:
         start_ns=nanoseconds(message.start),
         planner=message.planner,
         instruction=message.instruction,
+        committed_rows=message.committed_rows,
         latency_s=message.plan_latency,
         engine_s=message.engine_time,
     )
 
 
-def message_from_chunk(
-    chunk: Chunk,
-    space: CommandSpace,
-    *,
-    committed_rows: int,
-) -> ActionChunk:
-    """The message that carries a chunk; the other arguments as in ActionChunk.msg."""
+def message_from_chunk(chunk: Chunk, space: CommandSpace) -> ActionChunk:
+    """The message that carries a chunk."""
     rows, width = chunk.rows.shape
     message = ActionChunk(
         start=time_message(chunk.start_ns),
@@ -67,7 +63,7 @@ def message_from_chunk(
         rows=rows,
         width=width,
         data=chunk.rows.ravel().tolist(),
-        committed_rows=committed_rows,
+        committed_rows=chunk.committed_rows,
         plan_latency=chunk.latency_s,
         engine_time=chunk.engine_s,
     )

@@ -252,6 +252,7 @@ class Planner(Worker):
                 start_ns=start_ns,
                 planner=self._id,
                 instruction=prompt.instruction,
+                committed_rows=plan.committed_rows,
                 latency_s=latency_s,
                 engine_s=waited_s + plan.engine_s + self._added_latency_s,
             )

@@ -312,12 +312,7 @@ class PolicyNode(ManagedNode):
 
     def _publish_plan(self, stamped: StampedPlan) -> None:
         """On the planning thread."""
-        message = message_from_chunk(
-            stamped.chunk,
-            self._space,
-            committed_rows=stamped.plan.committed_rows,
-        )
-        self._chunks.publish(message)
+        self._chunks.publish(message_from_chunk(stamped.chunk, self._space))
         assert self._painter is not None
         self._painter.offer(stamped)
         if self._state != PolicyStatus.STATE_PLANNING:

@@ -96,14 +96,24 @@ class Episode:
         }
         return self.dataset.path / _formatted(self.dataset.video_path, place, video_key=camera)
 
+    def frame_times_s(self, camera: str) -> np.ndarray:
+        """Time of each frame from the start of the camera's video [n] in seconds."""
+        return float(self.meta.get(f"videos/{camera}/from_timestamp") or 0.0) + self.times_s
+
     def frames(self, camera: str) -> Iterator[np.ndarray]:
         """Pictures of a camera, one a row: uint8 RGB [h, w, 3].
 
         Raises LeRobotError where the video is missing, cannot be decoded, or lacks a frame.
         """
-        start_s = float(self.meta.get(f"videos/{camera}/from_timestamp") or 0.0)
-        tolerance_s = FRAME_TOLERANCE / self.dataset.fps
-        return _frames_at(self.video_file(camera), start_s + self.times_s, tolerance_s)
+        return self._frames_at(camera, self.frame_times_s(camera))
+
+    def last_frame(self, camera: str) -> np.ndarray:
+        """The last of ``frames``, without those before it; raises as they do."""
+        (frame,) = self._frames_at(camera, self.frame_times_s(camera)[-1:])
+        return frame
+
+    def _frames_at(self, camera: str, times_s: np.ndarray) -> Iterator[np.ndarray]:
+        return _frames_at(self.video_file(camera), times_s, FRAME_TOLERANCE / self.dataset.fps)
 
 
 def load_dataset(path: Path) -> Dataset:

@@ -17,7 +17,8 @@ from cosmos3_ros.replay.seams import Seams, seams_of
 ACTION_CHUNK = "cosmos3_ros/msg/ActionChunk"
 POLICY_STATUS = "cosmos3_ros/msg/PolicyStatus"
 DIAGNOSTICS = "diagnostic_msgs/msg/DiagnosticArray"
-COMMAND_TOPICS = ("joint_command", "joint_trajectory", "position_commands")
+COMMAND_TOPICS = ("joint_command", "joint_trajectory", "position_commands", "twist_command")
+POSE_COMMAND = "pose_command"  # what the topics of each end effector end in
 # The controller's entry in /diagnostics, whatever the node is called.
 CONTROLLER_ENTRY = ": commands"
 _HOLDS = "holds_"
@@ -178,7 +179,8 @@ def controller_reports(bag: Bag) -> list[ControllerReport]:
 
 def command_topics(bag: Bag) -> list[str]:
     """Topics that hold commands, of whatever interface."""
-    return [topic for name in COMMAND_TOPICS for topic in bag.named(name)]
+    poses = [topic for topic in sorted(bag.topics) if topic.endswith(POSE_COMMAND)]
+    return [topic for name in COMMAND_TOPICS for topic in bag.named(name)] + poses
 
 
 def _spans(bag: Bag) -> tuple[float | None, float | None]:

@@ -17,12 +17,14 @@ from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
 from cosmos3_ros.control.chunk import NS_PER_S, Chunk, Refusal
+from cosmos3_ros.control.seams import seam
+from cosmos3_ros.control.space import Space
 from cosmos3_ros.msg import ActionChunk, PolicyStatus, SimState
 from cosmos3_ros.nodes.chunks import chunk_from_message
 from cosmos3_ros.policy.commands import command_space
 from cosmos3_ros.policy.embodiment import Embodiment
 from cosmos3_ros.processes import Child, Children
-from cosmos3_ros.sim.scoring import EpisodeResult, result_of, seam_jump
+from cosmos3_ros.sim.scoring import EpisodeResult, result_of
 from cosmos3_ros.sim.tasks import Judge, Trial
 from cosmos3_ros.sim.team import Team
 
@@ -155,6 +157,14 @@ class Examiner(Node):
             return
         self._plans += 1
         if self._followed is not None and self._followed.stamp_ns < chunk.stamp_ns:
-            jump = seam_jump(self._followed, chunk, now_ns, self._embodiment.velocity)
-            self._seam_jumps.append(jump)
+            space = self._space
+            found = seam(
+                self._followed,
+                chunk,
+                now_ns,
+                space.velocity,
+                Space(space.width, space.quaternions),
+                ~np.isnan(space.hysteresis),
+            )
+            self._seam_jumps.append(found.position_s)
         self._followed = chunk

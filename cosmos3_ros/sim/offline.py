@@ -19,13 +19,14 @@ from cosmos3_ros.control.chunk import NS_PER_S, Chunk, ChunkRefused
 from cosmos3_ros.control.controller import Controller, State
 from cosmos3_ros.control.limits import Limits
 from cosmos3_ros.control.overlap import Heard, Overlap, Strategy, rows_of
+from cosmos3_ros.control.seams import seam
 from cosmos3_ros.control.space import Space
 from cosmos3_ros.control.watchdog import Moment, Timeouts
 from cosmos3_ros.engine.backends import open_backend
 from cosmos3_ros.engine.bundle import TOKENIZER, Bundle
 from cosmos3_ros.policy.embodiment import Embodiment
 from cosmos3_ros.policy.plan import Observation, Plan, Policy, Prompt, draw_noise
-from cosmos3_ros.sim.scoring import EpisodeResult, result_of, seam_jump
+from cosmos3_ros.sim.scoring import EpisodeResult, result_of
 from cosmos3_ros.sim.tasks import Judge, Trial
 from cosmos3_ros.sim.team import require_arm
 from cosmos3_ros.sim.world import STEP_RATE_HZ, STEPS_PER_FRAME, World
@@ -126,6 +127,7 @@ class _Run:
         self._overlap = Overlap(
             conditions.strategy, contract.chunk, contract.fps, limits.space, following.held
         )
+        self._motion = robot.velocity, limits.space, following.held
         self._controller = Controller(limits, following, TIMEOUTS)
         self._steps = 0
         self._coming: tuple[int, Plan, int] | None = None  # when it arrives, what, and its stamp
@@ -178,15 +180,24 @@ class _Run:
         self._coming = None
         start_ns = max(self._overlap.arrived(stamp_ns, now_ns), self._starts_ns)
         self.strategies.add(self._overlap.strategy)
-        chunk = Chunk(self.plans, stamp_ns, self._policy.contract.fps, plan.rows, start_ns)
+        chunk = Chunk(
+            self.plans,
+            stamp_ns,
+            self._policy.contract.fps,
+            plan.rows,
+            start_ns,
+            committed_rows=plan.committed_rows,
+        )
         if chunk.end_ns < now_ns:
             self.refused_chunks["late"] += 1
             return
         self._overlap.published(chunk)
         self._heard = chunk.plan_id
         if self._followed is not None:
-            speed = self._policy.embodiment.velocity
-            self.seam_jumps.append(seam_jump(self._followed, chunk, now_ns, speed))
+            speed, space, held = self._motion
+            self.seam_jumps.append(
+                seam(self._followed, chunk, now_ns, speed, space, held).position_s
+            )
         self._followed = chunk
         try:
             self._controller.accept(chunk, Moment(now_ns, now_ns))

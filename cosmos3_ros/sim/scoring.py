@@ -10,9 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from cosmos3_ros.control.chunk import Chunk
-from cosmos3_ros.control.schedule import Schedule
-from cosmos3_ros.control.space import Space
 from cosmos3_ros.sim.tasks import NEITHER, SUCCESS, WRONG, Judge, Trial
 
 # Two-sided 95 % of the normal distribution.
@@ -68,21 +65,6 @@ def result_of(
         seam_jumps=tuple(seam_jumps),
         refused_chunks={str(reason): count for reason, count in refused_chunks.items()},
     )
-
-
-def seam_jump(old: Chunk, new: Chunk, now_ns: int, speed: np.ndarray) -> float:
-    """How far two plans are apart when one replaces the other, in seconds at the speed limit.
-
-    ``speed``: velocity limit of each channel [width].
-    """
-    moving, space = np.zeros(len(speed), bool), Space(len(speed))
-    # Before its first row is due a plan says nothing of where the arm should be.
-    seam_ns = max(now_ns, new.due_ns(0))
-    was, will = (
-        Schedule(chunk, chunk.start_ns, chunk.rows[0], space, moving).at(seam_ns).position
-        for chunk in (old, new)
-    )
-    return float(np.max(np.abs(will - was) / speed))
 
 
 def wilson(count: int, total: int) -> tuple[float, float]:

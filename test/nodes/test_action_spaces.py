@@ -188,7 +188,7 @@ def test_a_base_follows_velocities_and_stands_when_they_end(robot: Robot, tmp_pa
     assert robot.until(lambda: len(commands) > 5)
     now_ns = time.time_ns()
     chunk = Chunk(1, now_ns, 10.0, np.tile([0.3, -0.2], (10, 1)), now_ns)
-    message = message_from_chunk(chunk, command_space(base), committed_rows=0)
+    message = message_from_chunk(chunk, command_space(base))
     assert message.start == time_message(now_ns)
     robot.chunks.publish(message)
 
@@ -216,7 +216,7 @@ def test_a_base_that_is_slow_to_stop_has_stopped_before_its_node_falls_silent(
     now_ns = time.time_ns()
     chunk = Chunk(1, now_ns, 10.0, np.tile([0.4, 0.0], (30, 1)), now_ns)
     space = command_space(load_embodiment(file))
-    robot.chunks.publish(message_from_chunk(chunk, space, committed_rows=0))
+    robot.chunks.publish(message_from_chunk(chunk, space))
     assert robot.until(lambda: commands[-1].twist.linear.x > 0.35, 5.0)
     began = len(commands)
     # 0.2 m/s a second from 0.35 m/s and more.

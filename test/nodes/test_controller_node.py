@@ -129,7 +129,7 @@ class Graph:
         rows[:, 0] += SPEED * np.arange(1, len(rows) + 1) / 15
         now_ns = self.time_ns()
         chunk = Chunk(plan_id, now_ns, 15.0, rows, now_ns, **other)
-        return message_from_chunk(chunk, PANDA, committed_rows=0)
+        return message_from_chunk(chunk, PANDA)
 
     def track(self, chunk: ActionChunk) -> None:
         """Send a chunk, and wait until the arm moves by it."""

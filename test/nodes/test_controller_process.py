@@ -139,7 +139,7 @@ def test_an_interrupt_brakes_a_moving_arm_before_its_node_falls_silent(
     now_ns = time.time_ns()
     chunk = Chunk(1, now_ns, 15.0, rows, now_ns)
     space = command_space(load_embodiment("sim_panda"))
-    chunks.publish(message_from_chunk(chunk, space, committed_rows=0))
+    chunks.publish(message_from_chunk(chunk, space))
     assert p.until(lambda: p.commands[-1].position[0] > 0.2)
     p.process.send_signal(signal.SIGINT)
     assert p.until(lambda: p.process.poll() is not None)

@@ -42,6 +42,7 @@ def test_no_command_leaves_the_limits_and_a_prefix_takes_most_of_the_jump(
     runs = {s: recorded(tmp_path / s, s)["seams"] for s in ("blend", "prefix")}
     for strategy, seams in runs.items():
         assert seams["count"] > 10, strategy
+        assert seams["command_position"] <= 1.0, strategy
         # Stamps are whole nanoseconds.
         assert 0.05 < seams["command_velocity"] <= 1.001, strategy
         assert 0.05 < seams["command_acceleration"] <= 1.001, strategy
