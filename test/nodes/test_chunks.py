@@ -26,9 +26,8 @@ STAMP_NS = 1_763_000_000_123_456_789
 def message() -> ActionChunk:
     rows = np.arange(16 * 8).reshape(16, 8) / 100
     return message_from_chunk(
-        Chunk(7, STAMP_NS, 15.0, rows, STAMP_NS + 1, 2**63 + 5, "touch the red cube", 0.25),
+        Chunk(7, STAMP_NS, 15.0, rows, STAMP_NS + 1, 2**63 + 5, "touch the red cube", 3, 0.25),
         EMBODIMENT,
-        committed_rows=3,
     )
 
 
@@ -39,6 +38,7 @@ def test_a_chunk_survives_the_way_over_the_wire() -> None:
     assert (chunk.plan_id, chunk.stamp_ns, chunk.rate_hz) == (7, STAMP_NS, 15.0)
     assert (chunk.start_ns, chunk.planner) == (STAMP_NS + 1, 2**63 + 5)
     assert (chunk.instruction, chunk.latency_s) == ("touch the red cube", 0.25)
+    assert chunk.committed_rows == 3
     assert np.array_equal(chunk.rows, np.arange(16 * 8).reshape(16, 8) / 100)
 
 
@@ -89,6 +89,10 @@ def nan(m: ActionChunk) -> None:
     m.data[17] = math.nan
 
 
+def no_time(m: ActionChunk) -> None:
+    m.engine_time = math.inf
+
+
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
@@ -101,6 +105,7 @@ def nan(m: ActionChunk) -> None:
         (a_name_too_few, Refusal.WRONG_NAMES),
         (degrees, Refusal.WRONG_UNITS),
         (nan, Refusal.NOT_FINITE),
+        (no_time, Refusal.NOT_FINITE),
     ],
 )
 def test_what_is_not_ours_is_refused_by_its_reason(
