@@ -42,6 +42,19 @@ def test_each_cell_has_its_figures_and_the_picture_shows_them(
     assert "as sync" in capsys.readouterr().out
 
 
+def test_a_plan_from_where_the_arm_will_be_is_not_told_of_a_prefix(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench_latency, "LATENCIES_MS", (0,))
+    out, picture = tmp_path / "latency.json", tmp_path / "latency.png"
+    words = ["--episodes", "1", "--state-ahead", "--out", str(out), "--picture", str(picture)]
+    assert bench.main(["latency", *words]) == 0
+    found = json.loads(out.read_text())
+    assert found["state_ahead"]
+    assert [cell["strategy"] for cell in found["cells"]] == ["sync", "blend"]
+    assert picture.is_file()
+
+
 def test_a_bundle_of_another_robot_is_refused_in_one_line(
     tmp_path: Path, tiny: Exported, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+from collections.abc import Sequence
 from typing import NoReturn
 
 from cosmos3_ros.control.overlap import Strategy
@@ -35,6 +36,17 @@ def add_planning_arguments(parser: argparse.ArgumentParser) -> None:
         default=0.0,
         help="every plan arrives so much later",
     )
+
+
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments of a parser that has those of planning."""
+    args = parser.parse_args(argv)
+    if args.state_ahead and args.strategy == Strategy.PREFIX:
+        parser.error(
+            "--state-ahead with --strategy prefix: a plan that begins when it arrives has no rows "
+            "before that to be told of; expected one of both"
+        )
+    return args
 
 
 def count(text: str) -> int:

@@ -32,7 +32,7 @@ from cosmos3_ros.replay.outcomes import describe
 from cosmos3_ros.replay.report import report
 from cosmos3_ros.replay.summary import Summary, summarise
 from cosmos3_ros.resources import resource
-from cosmos3_ros.sim.arguments import Parser, add_planning_arguments, positive
+from cosmos3_ros.sim.arguments import Parser, add_planning_arguments, parse, positive
 from cosmos3_ros.sim.team import (
     CONTROL_RATE_HZ,
     Parameters,
@@ -147,7 +147,7 @@ class Director(Node):
 
 def main(argv: list[str] | None = None) -> int:
     """Run the demo; 0 when plans and commands really flowed, 1 with the reason otherwise."""
-    args = _parser().parse_args(argv)
+    args = parse(_parser(), argv)
     end_on_signals()
     script = SCRIPT if args.instruction is None else (Line(0.0, args.instruction),)
     policy = {

@@ -29,6 +29,7 @@ from cosmos3_ros.sim.arguments import (
     Parser,
     add_planning_arguments,
     count,
+    parse,
     positive,
     whole,
 )
@@ -45,7 +46,7 @@ SEED = 1_000_003
 
 def main(argv: list[str] | None = None) -> int:
     """Evaluate; returns the exit code."""
-    args = _parser().parse_args(argv)
+    args = parse(_parser(), argv)
     end_on_signals()
     try:
         evaluate(args)

@@ -27,6 +27,7 @@ BOTH = (evaluation.main, demo.main)
         (BOTH, ("--added-latency-ms", "-1"), "'-1' is no finite number of at least 0"),
         (BOTH, ("--added-latency-ms", "inf"), "'inf' is no finite number of at least 0"),
         (BOTH, ("--strategy", "hope"), "choose from 'sync', 'blend', 'prefix'"),
+        (BOTH, ("--state-ahead", "--strategy", "prefix"), "expected one of both"),
         (BOTH, ("--colour", "red"), "unrecognized arguments: --colour red"),
     ],
 )

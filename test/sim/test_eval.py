@@ -142,7 +142,7 @@ def test_in_sync_there_is_a_plan_a_chunk(tmp_path: Path, pico: Exported) -> None
 def test_strategy_and_black_cameras_reach_the_nodes(tmp_path: Path, pico: Exported) -> None:
     words = ("--task", "touch", "--episodes", 2, "--strategy", "sync", "--black-camera")
     found = evaluated(tmp_path / "eval.json", *words)
-    assert found["success"]["count"] == 0 and seconds_per_plan(found) > 0.6, found["each"]
+    assert found["success"]["count"] == 0 and seconds_per_plan(found) > 0.8, found["each"]
 
 
 def test_an_evaluation_is_compared_with_an_earlier_one(tmp_path: Path, pico: Exported) -> None:
