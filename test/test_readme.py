@@ -11,7 +11,7 @@ from cosmos3_ros.cli import COMMANDS
 from cosmos3_ros.nodes.controller_parameters import ControllerParameters
 from cosmos3_ros.nodes.parameters import ParameterRow, parameter_rows
 from cosmos3_ros.nodes.player_node import PlayerParameters
-from cosmos3_ros.nodes.policy_node import PolicyParameters
+from cosmos3_ros.nodes.policy_parameters import PolicyParameters
 from cosmos3_ros.nodes.recorder_node import RecorderParameters
 from cosmos3_ros.policy.embodiment import embodiment_names
 

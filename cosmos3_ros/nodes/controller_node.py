@@ -6,9 +6,7 @@ falling silent is not stopping, a position controller downstream executes the la
 
 from __future__ import annotations
 
-import threading
 import time
-from collections import Counter
 from functools import partial
 from typing import Any
 
@@ -21,23 +19,23 @@ from std_msgs.msg import Float64, String
 from std_srvs.srv import Trigger
 
 from cosmos3_ros.control.admission import Following
-from cosmos3_ros.control.chunk import NS_PER_S, ChunkRefused, Refusal
+from cosmos3_ros.control.chunk import NS_PER_S, ChunkRefused
 from cosmos3_ros.control.controller import Controller, NotReady, State, Transition
 from cosmos3_ros.control.limits import Limits
 from cosmos3_ros.control.loop import DeadlineLoop
 from cosmos3_ros.control.realtime import Scheduling
 from cosmos3_ros.control.space import Space
-from cosmos3_ros.control.statistics import Histogram
-from cosmos3_ros.control.watchdog import Moment, Reason
+from cosmos3_ros.control.watchdog import Moment
 from cosmos3_ros.msg import ActionChunk, ControllerStatus, PolicyStatus
 from cosmos3_ros.nodes.chunks import chunk_from_message, time_message
 from cosmos3_ros.nodes.commands import CommandInterface, Target, interface_for
+from cosmos3_ros.nodes.control_run import ControlRun
 from cosmos3_ros.nodes.controller_parameters import ControllerParameters
 from cosmos3_ros.nodes.description import objections
 from cosmos3_ros.nodes.gripper import GripperClient
 from cosmos3_ros.nodes.joints import JointMap
 from cosmos3_ros.nodes.managed_node import ManagedNode
-from cosmos3_ros.nodes.measured import BaseReader, Measured, PoseReader, reader_for
+from cosmos3_ros.nodes.measured import BaseReader, PoseReader, reader_for
 from cosmos3_ros.nodes.parameters import DeclaredParameters, ParameterError, qos_profile
 from cosmos3_ros.nodes.running import leave, run
 from cosmos3_ros.policy.commands import command_space
@@ -416,58 +414,23 @@ class ControllerNode(ManagedNode):
         self._status.publish(message)
 
     def _publish_present_status(self) -> tuple[State, str, str]:
-        state, reason, detail = self._state_and_cause()
-        self._publish_status(_STATES[state], reason, detail, self._running().controller.plan_id)
-        return state, reason, detail
-
-    def _state_and_cause(self) -> tuple[State, str, str]:
-        """State, reason and sentence; what ROS knows of a controller that waits, besides."""
         run = self._running()
-        with run.lock:
-            state, cause = run.controller.state, run.controller.cause
-        reason, detail = (str(cause.reason), cause.text) if cause else ("", "")
-        if state is State.WAITING:
-            missing = run.reader.missing
-            if self.now_ns() == 0:
-                detail = "no /clock has arrived (use_sim_time is set)"
-            elif missing and len(missing) < self._target.space.width:
-                detail = f"nothing has told of {', '.join(missing)}"
+        state, reason, detail = run.state_and_cause(self.now_ns(), self._target.space.width)
+        self._publish_status(_STATES[state], reason, detail, run.controller.plan_id)
         return state, reason, detail
 
     def _publish_diagnostics(self) -> None:
         run = self._running()
         state, reason, detail = self._publish_present_status()
-        controller, loop = run.controller, run.loop.statistics
+        gripper = self._gripper
         values = {
             "state": state,
             "reason": reason,
             "detail": detail,
-            "commands": run.commands,
-            "transitions": controller.counts.transitions,
-            "holds": controller.counts.holds,
-            **{f"holds_{cause}": controller.counts.causes[cause] for cause in Reason},
-            "saturated": controller.counts.saturated,
-            "rejected_chunks": run.rejected_chunks.total(),
-            **{f"rejected_{r}": run.rejected_chunks[r] for r in Refusal},
-            "rejected_joint_states": run.rejected_joint_states,
-            "missing_joints": ", ".join(run.reader.missing),
-            "gripper_goals": 0 if self._gripper is None else self._gripper.goals,
-            "gripper_goals_refused": 0 if self._gripper is None else self._gripper.refused,
-            "failures": run.failures,
-            "periods": loop.periods,
-            "missed_periods": loop.missed,
-            "command_rate_hz": f"{loop.rate_hz:.3f}",
+            **run.values(),
+            "gripper_goals": gripper.goals if gripper else 0,
+            "gripper_goals_refused": gripper.refused if gripper else 0,
         }
-        for name, measured in {
-            "command_jitter": loop.jitter,
-            "wake_up": loop.wake_up,
-            "execution": loop.execution,
-            # From a picture's stamp to the first command of its plan, without the engine's work.
-            "frame_to_command": run.frame_to_command,
-        }.items():
-            values[f"{name}_p50_ms"] = f"{measured.percentile_ms(50):.3f}"
-            values[f"{name}_p99_ms"] = f"{measured.percentile_ms(99):.3f}"
-            values[f"{name}_max_ms"] = f"{measured.max_ms:.3f}"
         tracking = state is State.TRACKING
         entry = DiagnosticStatus(
             level=DiagnosticStatus.OK if tracking else DiagnosticStatus.WARN,
@@ -496,32 +459,6 @@ class ControllerNode(ManagedNode):
     def _running(self) -> ControlRun:
         assert self._run is not None, "called while the node is not active"
         return self._run
-
-
-class ControlRun:
-    """What one activation of the node knows and counts.
-
-    ``lock``: of the controller, which the loop's thread and the executor's share.
-    """
-
-    def __init__(self, controller: Controller, reader: Measured, loop: DeadlineLoop) -> None:
-        self.controller = controller
-        self.reader = reader
-        self.loop = loop
-        self.lock = threading.Lock()
-        self.commands = self.failures = 0
-        self.wanted: np.ndarray | None = None
-        self.rests = False  # stopped, and come to rest
-        self.newest_plan_id = 0  # that has come from the planner, followed or refused
-        self.objection = ""  # what the robot's description does not allow
-        self.frame_to_command = Histogram()
-        self.rejected_chunks: Counter[Refusal] = Counter()
-        self.rejected_joint_states = 0
-
-    def hear(self, message: ActionChunk) -> None:
-        """A chunk has come, and the controller has looked at it."""
-        if message.planner == self.controller.planner:
-            self.newest_plan_id = message.plan_id
 
 
 def main() -> int:

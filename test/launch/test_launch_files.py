@@ -17,7 +17,7 @@ pytest.importorskip("rclpy", reason="ROS 2 is not in this environment; run ./run
 
 from cosmos3_ros.nodes.controller_parameters import ControllerParameters
 from cosmos3_ros.nodes.player_node import PlayerParameters
-from cosmos3_ros.nodes.policy_node import PolicyParameters
+from cosmos3_ros.nodes.policy_parameters import PolicyParameters
 from cosmos3_ros.nodes.recorder_node import RecorderParameters
 
 ROOT = launch_stand_in.ROOT
