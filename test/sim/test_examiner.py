@@ -77,7 +77,7 @@ def test_what_the_nodes_refuse_is_counted_by_reason(examiner: Examiner, children
     chunk = Chunk(1, stamp_ns, ROBOT.rate_hz or 0.0, np.zeros((16, ROBOT.width)), stamp_ns)
     chunks = examiner.create_publisher(ActionChunk, "action_chunk", 10)
     assert until(examiner, lambda: chunks.get_subscription_count() == 2)
-    chunks.publish(message_from_chunk(chunk, command_space(ROBOT), committed_rows=0))
+    chunks.publish(message_from_chunk(chunk, command_space(ROBOT)))
     statuses = examiner.create_publisher(PolicyStatus, "status", LATCHED)
     statuses.publish(PolicyStatus(rejected_chunk_reasons=["late"], rejected_chunk_counts=[2]))
     expected = {Refusal.FUTURE: 1, "late": 2}
