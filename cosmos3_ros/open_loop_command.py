@@ -8,16 +8,20 @@ from pathlib import Path
 
 from cosmos3_ros.engine.recipe import load_recipe
 from cosmos3_ros.policy.embodiment import load_embodiment
+from cosmos3_ros.sim.arguments import count
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = "Predictions are sampled without guidance, whatever the recipe says of it."
     parser.add_argument("recipe", type=Path, help="recipe of the checkpoint")
     parser.add_argument("--checkpoint", type=Path, required=True, help="in diffusers' layout")
     parser.add_argument(
         "--dataset", type=Path, required=True, help="LeRobot v3 data set it was not trained on"
     )
-    parser.add_argument("--clips", type=int, default=200, help="at most (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=2, help="of the CPU (default: %(default)s)")
+    parser.add_argument("--clips", type=count, default=200, help="at most (default: %(default)s)")
+    parser.add_argument(
+        "--threads", type=count, default=2, help="of the CPU (default: %(default)s)"
+    )
     parser.add_argument("--out", type=Path, help="write the figures there as JSON")
     parser.add_argument("--picture", type=Path, help="draw some predictions there as PNG")
 

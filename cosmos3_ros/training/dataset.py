@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 
 from cosmos3_ros.engine.session import Contract
 from cosmos3_ros.policy.canvas import Composer, Fitter
-from cosmos3_ros.policy.embodiment import Embodiment
+from cosmos3_ros.policy.embodiment import JOINT_POSITION, Embodiment, EmbodimentError
 from cosmos3_ros.replay.episode import Episode, LeRobotError, load_dataset, load_episodes
 from cosmos3_ros.replay.lerobot import camera_name
 
@@ -37,7 +38,8 @@ class Demonstrations:
     """
 
     def __init__(self, path: Path, embodiment: Embodiment, contract: Contract) -> None:
-        """Raises LeRobotError for a data set that does not fit, naming what it was."""
+        """Raises LeRobotError for a data set that does not fit, naming what it was, and
+        EmbodimentError for a robot whose rows are no joints."""
         dataset = load_dataset(path)
         _require_robot(dataset.features, path, embodiment)
         if abs(dataset.fps - contract.fps) > 1e-6:
@@ -56,8 +58,8 @@ class Demonstrations:
                 f"data set '{path}': none of its {len(found)} episodes has more than "
                 f"{contract.chunk} frames; expected a chunk and the frame before it"
             )
-        for episode in self.episodes:
-            _require_videos(episode, self._keys)
+        for key in self._keys.values():
+            _require_videos(self.episodes, key)
         self.states = [_numbers(episode, STATE, embodiment) for episode in self.episodes]
         self.actions = [_numbers(episode, ACTION, embodiment) for episode in self.episodes]
         self.instructions = [_instructions(episode) for episode in self.episodes]
@@ -95,11 +97,33 @@ class Demonstrations:
         return [Clip(episode, min(int(first), room - 1)) for first in firsts]
 
 
+def joint_names(embodiment: Embodiment) -> list[str]:
+    """What the numbers of a row are, the gripper's last.
+
+    Raises EmbodimentError for a robot that is told something else than joint positions.
+    """
+    if embodiment.action_space != JOINT_POSITION:
+        raise EmbodimentError(
+            f"embodiment '{embodiment.name}' has action_space {embodiment.action_space}; expected "
+            f"{JOINT_POSITION}: demonstrations are read as joint positions alone"
+        )
+    gripper = embodiment.gripper
+    return [*embodiment.joints, *([gripper.joint] if gripper else [])]
+
+
+def meta_sha256(path: Path) -> str:
+    """Of everything that a data set's ``meta`` says: its episodes, tasks, statistics."""
+    digest = hashlib.sha256()
+    for file in sorted(path.glob("meta/**/*")):
+        if file.is_file():
+            digest.update(f"{file.relative_to(path)}\n".encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
 def _require_robot(
     features: Mapping[str, Mapping[str, Any]], path: Path, embodiment: Embodiment
 ) -> None:
-    gripper = embodiment.gripper
-    joints = [*embodiment.joints, *([gripper.joint] if gripper else [])]
+    joints = joint_names(embodiment)
     for column in (STATE, ACTION):
         names = _flat(features.get(column, {}).get("names"))
         if names and names != joints:
@@ -129,14 +153,23 @@ def _camera_keys(keys: list[str], path: Path, embodiment: Embodiment) -> dict[st
     return {view.name: by_name[view.name] for view in embodiment.cameras}
 
 
-def _require_videos(episode: Episode, keys: Mapping[str, str]) -> None:
-    for key in keys.values():
-        file = episode.video_file(key)
-        if not file.is_file():
+def _require_videos(episodes: Sequence[Episode], camera: str) -> None:
+    """Every video of a camera is there, and as long as its episodes."""
+    last: dict[Path, Episode] = {}
+    for episode in episodes:
+        file = episode.video_file(camera)
+        if file not in last and not file.is_file():
             raise LeRobotError(
                 f"episode {episode.index} has no video '{file}'; get the missing videos, or train "
                 "on a data set that has them"
             )
+        last[file] = max(last.get(file, episode), episode, key=lambda e: _end_s(e, camera))
+    for episode in last.values():
+        episode.last_frame(camera)
+
+
+def _end_s(episode: Episode, camera: str) -> float:
+    return float(episode.frame_times_s(camera)[-1])
 
 
 def _numbers(episode: Episode, column: str, embodiment: Embodiment) -> np.ndarray:

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from diffusers import Cosmos3OmniTransformer
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from cosmos3_ros.engine.session import Contract
+from cosmos3_ros.training.bars import Bar
 from cosmos3_ros.training.flow import Batch, Flow, Texts, losses, sample
 from cosmos3_ros.training.runs import Progress, Stage, seeded
 from cosmos3_ros.training.settings import PolicySettings
@@ -111,7 +111,7 @@ def train_policy(
     first = progress.resume()
     forward = torch.compile(flow, dynamic=False) if compiled and first < settings.steps else flow
     draw = _Draw(clips, texts, contract, settings)
-    with tqdm(desc="policy", total=settings.steps, initial=first, unit="step", disable=None) as bar:
+    with Bar("policy", "step", settings.steps, first) as bar:
         for step in range(first, settings.steps):
             random = seeded(seed, 2, step)
             for group in optimiser.param_groups:
@@ -163,7 +163,6 @@ def validate(flow: Flow, texts: Texts, clips: Clips, contract: Contract) -> dict
     ``row_error``: mean absolute error; ``last_row_error``: root mean square of the chunk's last
     row. The noise is the same at every call.
     """
-    kept = torch.get_rng_state()
     torch.manual_seed(1)
     parts = []
     for indexes in torch.arange(len(clips)).split(_VALIDATION_BATCH):
@@ -174,7 +173,6 @@ def validate(flow: Flow, texts: Texts, clips: Clips, contract: Contract) -> dict
     batch = _whole(clips, torch.arange(min(len(clips), _SAMPLED)), contract)
     _, rows = sample(flow, texts, batch, contract)
     error = (rows - batch.rows)[:, 1:]
-    torch.set_rng_state(kept)
     return {
         "held_out_video": video,
         "held_out_action": action,

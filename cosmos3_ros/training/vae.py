@@ -16,8 +16,8 @@ import torch
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders import autoencoder_kl_wan as wan
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from cosmos3_ros.training.bars import Bar
 from cosmos3_ros.training.runs import Progress, Stage, seeded
 from cosmos3_ros.training.settings import VaeSettings
 
@@ -126,7 +126,7 @@ def train_vae(
         films = load_films()
         background = _background(films)
     forward = torch.compile(clip, dynamic=False) if compiled else clip
-    with tqdm(desc="VAE", total=last, initial=first, unit="step", disable=None) as bar:
+    with Bar("VAE", "step", last, first) as bar:
         for step in range(first, last):
             random = seeded(seed, 1, step)
             for group in optimiser.param_groups:

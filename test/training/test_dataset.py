@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from bundles import Exported
-from training_parts import FRAMES, PICO_PANDA, TASKS, recording, write_demonstrations
+from training_parts import (
+    FIRST,
+    FRAMES,
+    PICO_PANDA,
+    SECOND,
+    TASKS,
+    TASKS_FILE,
+    edited,
+    index_first,
+    point,
+    recording,
+    replaced,
+    truncate,
+    write_demonstrations,
+)
 
 from cosmos3_ros.engine.session import Contract
+from cosmos3_ros.policy.embodiment import EmbodimentError, load_embodiment
 from cosmos3_ros.replay.episode import LeRobotError, load_dataset, load_episode, load_episodes
 from cosmos3_ros.training.dataset import ACTION, STATE, Clip, Demonstrations
 
@@ -22,23 +37,6 @@ from cosmos3_ros.training.dataset import ACTION, STATE, Clip, Demonstrations
 @pytest.fixture(scope="module")
 def contract(pico: Exported) -> Contract:
     return pico.bundle.manifest.contract
-
-
-def edited(path: Path, change: Callable[[pa.Table], pa.Table], file: str) -> Path:
-    target = path / file
-    pq.write_table(change(pq.read_table(target)), target)
-    return path
-
-
-def replaced(column: str, values: Callable[[list[Any]], list[Any]]) -> Callable[..., pa.Table]:
-    def change(table: pa.Table) -> pa.Table:
-        index = table.column_names.index(column)
-        return table.set_column(index, column, pa.array(values(table[column].to_pylist())))
-
-    return change
-
-
-FIRST, SECOND = (f"data/chunk-000/file-00{i}.parquet" for i in (0, 1))
 
 
 def test_demonstrations_are_what_was_recorded(tmp_path: Path, contract: Contract) -> None:
@@ -116,6 +114,51 @@ def test_a_missing_video_is_refused_with_its_path(tmp_path: Path, contract: Cont
     assert "episode 2 has no video" in said and str(video) in said
 
 
+def cut_short_with_its_index_first(video: Path) -> None:
+    index_first(video)
+    truncate(video)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "found"),
+    [
+        (truncate, "cannot be decoded"),
+        (cut_short_with_its_index_first, "cannot be decoded|has no frame at"),
+        (point, "cannot be decoded"),
+        (lambda video: video.write_bytes(b""), "cannot be decoded"),
+    ],
+    ids=["truncated", "truncated, index first", "Git LFS pointer", "empty"],
+)
+def test_a_video_that_cannot_be_read_to_its_end_is_refused_by_name(
+    tmp_path: Path, contract: Contract, spoil: Callable[[Path], object], found: str
+) -> None:
+    path = write_demonstrations(tmp_path / "data")
+    (video,) = path.glob("videos/*wrist/*/file-001.mp4")
+    spoil(video)
+    said = refusal(path, contract)
+    assert f"video '{video}'" in said and re.search(found, said)
+
+
+def test_a_video_with_its_index_first_is_read(tmp_path: Path, contract: Contract) -> None:
+    path = write_demonstrations(tmp_path / "data")
+    for video in path.glob("videos/*/*/*.mp4"):
+        index_first(video)
+    assert len(Demonstrations(path, PICO_PANDA, contract)) == 4
+
+
+def test_a_video_that_ends_before_its_episodes_is_refused(
+    tmp_path: Path, contract: Contract
+) -> None:
+    path = write_demonstrations(tmp_path / "data")
+    (short,) = path.glob("videos/*wrist/*/file-001.mp4")
+    other = write_demonstrations(tmp_path / "other", episodes=2)
+    # One episode of 22 frames where there should be two.
+    (one,) = other.glob("videos/*wrist/*/file-001.mp4")
+    one.rename(short)
+    last_s = (2 * FRAMES - 1) / 15
+    assert f"video '{short}' has no frame at {last_s:.3f} s" in refusal(path, contract)
+
+
 @pytest.mark.parametrize("column", [STATE, ACTION])
 def test_nan_is_refused_with_its_row(tmp_path: Path, contract: Contract, column: str) -> None:
     def spoil(rows: list[list[float]]) -> list[list[float]]:
@@ -149,6 +192,17 @@ def test_another_robots_joints_are_refused_by_name(tmp_path: Path, contract: Con
     assert "'observation.state' names ur_joint0" in said and "panda_joint1" in said
 
 
+def test_a_robot_that_is_not_told_joint_positions_is_refused(
+    tmp_path: Path, contract: Contract
+) -> None:
+    path = write_demonstrations(tmp_path / "data")
+    robot = load_embodiment("droid_lerobot")
+    with pytest.raises(EmbodimentError) as refused:
+        Demonstrations(path, robot, replace(contract, fps=15.0))
+    said = "embodiment 'droid_lerobot' has action_space pose_delta; expected joint_position"
+    assert said in str(refused.value)
+
+
 def test_another_number_of_joints_is_refused(tmp_path: Path, contract: Contract) -> None:
     path = write_demonstrations(tmp_path / "data")
     info = json.loads((path / "meta" / "info.json").read_text())
@@ -177,9 +231,7 @@ def test_cameras_that_the_embodiment_looks_for_and_that_are_not_there_are_named(
 
 def test_an_episode_without_an_instruction_is_refused(tmp_path: Path, contract: Contract) -> None:
     path = write_demonstrations(tmp_path / "data")
-    edited(
-        path, replaced("__index_level_0__", lambda tasks: ["", *tasks[1:]]), "meta/tasks.parquet"
-    )
+    edited(path, replaced("__index_level_0__", lambda tasks: ["", *tasks[1:]]), TASKS_FILE)
     said = refusal(path, contract)
     assert "has no instruction at frame 0" in said
 

@@ -16,8 +16,16 @@ from cosmos3_ros.engine.export_model import chatml
 from cosmos3_ros.engine.session import Contract
 from cosmos3_ros.export_command import body_of
 from cosmos3_ros.training.captions import train_tokenizer
-from cosmos3_ros.training.flow import Texts, make_texts
-from cosmos3_ros.training.policy import Clips, _Draw, _draw_shares, new_transformer, train_policy
+from cosmos3_ros.training.flow import Flow, Texts, make_texts
+from cosmos3_ros.training.policy import (
+    Clips,
+    _Draw,
+    _draw_shares,
+    _with_weights,
+    new_transformer,
+    train_policy,
+    validate,
+)
 from cosmos3_ros.training.run import components_of, new_vae
 from cosmos3_ros.training.runs import Stage, read_curve
 from cosmos3_ros.training.settings import PolicySettings, training_settings
@@ -130,6 +138,31 @@ def test_training_lowers_the_errors_on_what_it_was_shown(
     assert np.isfinite([curve[5]["held_out_action"], curve[11]["held_out_action"]]).all()
     assert curve[11]["held_out_action"] < 0.8 * curve[0]["action"]
     assert curve[11]["row_error"] < curve[5]["row_error"]
+
+
+def test_other_weights_are_judged_and_its_own_are_back_afterwards(
+    tmp_path: Path, transformer: Cosmos3OmniTransformer, contract: Contract, texts: Texts
+) -> None:
+    flow, shown = Flow(transformer, contract), clips(contract)
+    own = {name: tensor.clone() for name, tensor in transformer.state_dict().items()}
+    other = fresh(tmp_path, seed=5)
+
+    def judge() -> dict[str, float]:
+        return validate(flow, texts, shown, contract)
+
+    def fail() -> dict[str, float]:
+        raise KeyboardInterrupt
+
+    before = judge()
+    assert judge() == before, "the noise is the same at every call"
+    judged = _with_weights(flow, other.state_dict(), judge)
+    assert judged != before
+    assert judged == validate(Flow(other, contract), texts, shown, contract)
+    with pytest.raises(KeyboardInterrupt):
+        _with_weights(flow, other.state_dict(), fail)
+    for name, tensor in transformer.state_dict().items():
+        torch.testing.assert_close(tensor, own[name], atol=0, rtol=0, msg=name)
+    assert judge() == before
 
 
 def test_a_batch_pairs_every_clip_with_its_own_caption(
