@@ -19,6 +19,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from cosmos3_ros import bench_control, bench_engine, bench_latency, bench_plan
+from cosmos3_ros.command_line import Parser
 from cosmos3_ros.processes import Children, ProcessFailed, end_on_signals, ros_environment
 from cosmos3_ros.resources import resource
 
@@ -84,7 +85,7 @@ def images(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one benchmark; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="bench", description="Benchmarks of cosmos3_ros.")
+    parser = Parser(prog="bench", description="Benchmarks of cosmos3_ros.")
     benches = parser.add_subparsers(required=True, metavar="NAME")
     of_images = benches.add_parser("images", help="camera frames received of frames sent")
     of_images.add_argument("--seconds", type=float, default=5.0)

@@ -13,10 +13,10 @@ from typing import Any
 
 from tqdm import tqdm
 
+from cosmos3_ros.command_line import count, whole
 from cosmos3_ros.control.overlap import Strategy
 from cosmos3_ros.engine.bundle import Bundle, load_bundle
 from cosmos3_ros.resources import resource
-from cosmos3_ros.sim.arguments import count, whole
 from cosmos3_ros.sim.offline import Conditions, Offline
 from cosmos3_ros.sim.scoring import score
 from cosmos3_ros.sim.tasks import KINDS, draw_trials

@@ -6,9 +6,9 @@ import argparse
 import json
 from pathlib import Path
 
+from cosmos3_ros.command_line import count
 from cosmos3_ros.engine.recipe import load_recipe
 from cosmos3_ros.policy.embodiment import load_embodiment
-from cosmos3_ros.sim.arguments import count
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

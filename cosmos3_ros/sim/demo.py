@@ -25,6 +25,7 @@ from sensor_msgs.msg import CameraInfo
 from std_msgs.msg import String
 from tqdm import tqdm
 
+from cosmos3_ros.command_line import Parser, positive
 from cosmos3_ros.engine.bundle import load_bundle
 from cosmos3_ros.msg import ActionChunk, PolicyStatus
 from cosmos3_ros.processes import Child, Children, ProcessFailed, end_on_signals, ros_environment
@@ -32,7 +33,7 @@ from cosmos3_ros.replay.outcomes import describe
 from cosmos3_ros.replay.report import report
 from cosmos3_ros.replay.summary import Summary, summarise
 from cosmos3_ros.resources import resource
-from cosmos3_ros.sim.arguments import Parser, add_planning_arguments, parse, positive
+from cosmos3_ros.sim.arguments import add_planning_arguments, parse
 from cosmos3_ros.sim.team import (
     CONTROL_RATE_HZ,
     Parameters,

@@ -21,18 +21,12 @@ import rclpy
 from rclpy.signals import SignalHandlerOptions
 from tqdm import tqdm
 
+from cosmos3_ros.command_line import Parser, count, positive, whole
 from cosmos3_ros.control.overlap import Strategy
 from cosmos3_ros.engine.bundle import Bundle, load_bundle
 from cosmos3_ros.processes import Children, ProcessFailed, end_on_signals, ros_environment
 from cosmos3_ros.resources import resource
-from cosmos3_ros.sim.arguments import (
-    Parser,
-    add_planning_arguments,
-    count,
-    parse,
-    positive,
-    whole,
-)
+from cosmos3_ros.sim.arguments import add_planning_arguments, parse
 from cosmos3_ros.sim.comparison import comparison, evaluation_of, load_evaluation
 from cosmos3_ros.sim.examiner import Examiner
 from cosmos3_ros.sim.offline import Conditions, Offline

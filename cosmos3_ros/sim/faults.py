@@ -24,13 +24,15 @@ import rclpy
 from rclpy.signals import SignalHandlerOptions
 from tqdm import tqdm
 
-from cosmos3_ros.engine.bundle import Bundle
-from cosmos3_ros.policy.embodiment import load_embodiment
+from cosmos3_ros.command_line import Parser
+from cosmos3_ros.engine.bundle import Bundle, load_bundle
+from cosmos3_ros.policy.embodiment import Embodiment
 from cosmos3_ros.processes import Children, ProcessFailed, end_on_signals, ros_environment
 from cosmos3_ros.resources import resource
 from cosmos3_ros.sim.fault_bundle import poisoned_copy
 from cosmos3_ros.sim.fault_list import FAULTS, HORIZON_S, POISON, RECOVERY_S, Fault
 from cosmos3_ros.sim.fault_stage import INSTRUCTIONS, Stage, largest_step
+from cosmos3_ros.sim.team import require_arm
 
 # A little over one, for the rounding of a stamp.
 _LARGEST_STEP = 1.01
@@ -84,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="./run faults", description=__doc__)
+    parser = Parser(prog="./run faults", description=__doc__)
     parser.add_argument("--fault", action="append", choices=[f.name for f in FAULTS])
     parser.add_argument("--bundle", type=Path, help="default: the policy that ships, engines/pico")
     parser.add_argument("--out", type=Path, required=True, help="the JSON file")
@@ -93,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def run(out: Path, bundle_path: Path, names: list[str] | None = None) -> list[Row]:
     """Every fault, or those named, one after another; writes the rows as they come."""
+    robot = require_arm(load_bundle(bundle_path))
     folder = out.parent / "faults"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -106,7 +109,7 @@ def run(out: Path, bundle_path: Path, names: list[str] | None = None) -> list[Ro
             f"{HORIZON_S:.2f} s, which the bounds are made for"
         )
     rows: list[Row] = []
-    with _stage(folder, bundle) as stage:
+    with _stage(folder, bundle, robot) as stage:
         chosen = [fault for fault in FAULTS if names is None or fault.name in names]
         for fault in tqdm(chosen, unit="fault", disable=None):
             rows.append(_suffer(stage, fault))
@@ -125,13 +128,12 @@ def _write(out: Path, rows: list[Row]) -> None:
 
 
 @contextmanager
-def _stage(folder: Path, bundle: Bundle) -> Iterator[Stage]:
+def _stage(folder: Path, bundle: Bundle, robot: Embodiment) -> Iterator[Stage]:
     environment = ros_environment()
     os.environ.update(environment)
     # Through pipes, as under a launch file: a full disk does not silence the nodes themselves.
     with Children(folder / "logs", environment, piped=True) as children:
         rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
-        robot = load_embodiment(bundle.manifest.contract.embodiment)
         stage = Stage(children, bundle.path, robot)
         try:
             yield stage
