@@ -282,9 +282,7 @@ def test_a_data_set_that_was_refused_makes_room_for_the_right_one(
     assert begun(tmp_path, recipe, dataset=whole).is_dir()
 
 
-def test_a_data_set_that_does_not_fit_any_more_says_so_before_the_run_is_looked_at(
-    tmp_path: Path,
-) -> None:
+def test_a_data_set_of_another_rate_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
     write_demonstrations(tmp_path / "data", fps=30)
     with pytest.raises(LeRobotError, match="has 30 frames a second"):
         begun(tmp_path, small_recipe(tmp_path))
