@@ -13,7 +13,7 @@ from cosmos3_ros.control.space import Space
 from cosmos3_ros.control.watchdog import Timeouts
 
 # A gripper's row says open or closed: beyond its range by less than this share, it still does.
-HELD_TOLERANCE = 0.5
+_HELD_TOLERANCE = 0.5
 
 
 @dataclass(frozen=True)
@@ -47,17 +47,30 @@ class Following:
         return (apart > self.jump) & ~space.of_step(self.held)
 
 
+def beyond_range(
+    values: np.ndarray, limits: Limits, following: Following, tolerance: float
+) -> np.ndarray:
+    """Which of ``values`` [..., width] are outside the position limits by more than ``tolerance``,
+    a share of their range; of channels that keep a row's value at least half of it."""
+    share = np.where(following.held, max(tolerance, _HELD_TOLERANCE), tolerance)
+    room = share * (limits.upper - limits.lower)
+    room = np.where(np.isfinite(room), room, 0.0)
+    outside: np.ndarray = (values < limits.lower - room) | (values > limits.upper + room)
+    return outside
+
+
 def require_fitting(chunk: Chunk, limits: Limits, instruction: str | None) -> None:
     """Rows of commands, made of the instruction in force; None: any. Raises ChunkRefused."""
     width = len(limits.lower)
     if chunk.rows.shape[1] != width:
         raise ChunkRefused(Refusal.WRONG_WIDTH, f"{chunk.rows.shape[1]} channels; expected {width}")
-    for row, values in enumerate(chunk.rows):
-        if not limits.space.holds(values):
-            raise ChunkRefused(
-                Refusal.MALFORMED,
-                f"row {row} holds a quaternion that is no rotation; expected one of length 1",
-            )
+    good = limits.space.holds(chunk.rows)
+    if not good.all():
+        raise ChunkRefused(
+            Refusal.MALFORMED,
+            f"row {np.argmin(good)} holds a quaternion that is no rotation; expected one of length "
+            "1",
+        )
     if instruction is not None and chunk.instruction != instruction:
         raise ChunkRefused(
             Refusal.WRONG_INSTRUCTION,
@@ -103,11 +116,7 @@ def require_reachable(
     Begins: where it says the robot should be now, and before its first row is due, that row.
     Raises ChunkRefused.
     """
-    held_share = max(following.range_tolerance, HELD_TOLERANCE)
-    tolerance = np.where(following.held, held_share, following.range_tolerance)
-    room = tolerance * (limits.upper - limits.lower)
-    room = np.where(np.isfinite(room), room, 0.0)
-    outside = (chunk.rows < limits.lower - room) | (chunk.rows > limits.upper + room)
+    outside = beyond_range(chunk.rows, limits, following, following.range_tolerance)
     if np.any(outside):
         row, channel = np.argwhere(outside)[0]
         raise ChunkRefused(

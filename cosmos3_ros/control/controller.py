@@ -13,8 +13,8 @@ from enum import StrEnum
 import numpy as np
 
 from cosmos3_ros.control.admission import (
-    HELD_TOLERANCE,
     Following,
+    beyond_range,
     require_fitting,
     require_in_time,
     require_reachable,
@@ -150,10 +150,12 @@ class Controller:
         return not (np.any(self._motion.velocity) or np.any(away))
 
     @property
-    def longest_to_rest_s(self) -> float:
-        """How long it may take to come to rest, from the fastest and the farthest there is."""
+    def to_rest_s(self) -> float:
+        """How long it takes at most to come to rest from the last command."""
         limits, rest = self._limits, self._following.rest
-        away = np.nan_to_num(np.maximum(limits.upper - rest, rest - limits.lower))
+        if self._motion is None:
+            return 0.0
+        away = np.nan_to_num(np.abs(self._motion.position - rest))
         return limits.braking_s + float(np.max(limits.space.of_step(away) / limits.velocity))
 
     def take_transitions(self) -> list[Transition]:
@@ -430,10 +432,7 @@ class Controller:
 
     def _found_outside(self, positions: np.ndarray) -> Cause | None:
         limits = self._limits
-        share = np.where(self._following.held, HELD_TOLERANCE, _AT_THE_LIMIT)
-        room = share * (limits.upper - limits.lower)
-        room = np.where(np.isfinite(room), room, 0.0)
-        outside = (positions < limits.lower - room) | (positions > limits.upper + room)
+        outside = beyond_range(positions, limits, self._following, _AT_THE_LIMIT)
         if not np.any(outside):
             return None
         channel = int(np.argmax(outside))

@@ -76,11 +76,6 @@ class Sent:
     path: Schedule
 
 
-def rows_of(committed: Committed | None) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Committed rows and their continuation; None and None without."""
-    return (None, None) if committed is None else (committed.rows, committed.continuation)
-
-
 class Overlap:
     """What one planner knows of its own plans. Not thread-safe.
 

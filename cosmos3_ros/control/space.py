@@ -27,10 +27,13 @@ class Space:
     def step_width(self) -> int:
         return self.width - len(self.quaternions)
 
-    def holds(self, command: np.ndarray) -> bool:
-        """Whether a command [width] is one: finite, and each of its quaternions of length 1."""
-        lengths = (np.linalg.norm(command[i : i + 4]) for i in self.quaternions)
-        return bool(np.isfinite(command).all()) and all(abs(n - 1) < _UNIT for n in lengths)
+    def holds(self, commands: np.ndarray) -> np.ndarray:
+        """Which of ``commands`` [..., width] are any: finite, each quaternion of length 1."""
+        good = np.isfinite(commands).all(-1)
+        for first in self.quaternions:
+            length = np.linalg.norm(commands[..., first : first + 4], axis=-1)
+            good &= np.abs(length - 1) < _UNIT
+        return good
 
     def difference(self, end: np.ndarray, begin: np.ndarray) -> np.ndarray:
         """The step [..., step_width] that leads from ``begin`` to ``end`` [..., width]."""

@@ -49,10 +49,10 @@ class Target:
 @dataclass(frozen=True)
 class CommandInterface:
     """``topics`` names the topics of a target. ``build`` makes a message for each of them, from a
-    command [width], the node's time and the control period [s].
+    command [width], the node's time and how far ahead of it the command is [s].
 
     ``whole``: a message holds all that is to come, and is sent when that changes: ``build`` then
-    takes commands [n, width], one a control period.
+    takes commands [n, width], each so far ahead of the one before.
     """
 
     message_type: type

@@ -207,7 +207,7 @@ class ControllerNode(ManagedNode):
         run = self._running()
         with run.lock:
             run.controller.stop("the node is being deactivated")
-        end_s = time.monotonic() + run.controller.longest_to_rest_s + _REST_SLACK_S
+        end_s = time.monotonic() + run.controller.to_rest_s + _REST_SLACK_S
         while not run.rests and time.monotonic() < end_s:
             time.sleep(self._period_s)
         run.loop.stop()
@@ -224,15 +224,16 @@ class ControllerNode(ManagedNode):
             moment = self._moment()
             # With use_sim_time the clock shows 0 until the first /clock arrives.
             if moment.now_ns == 0:
+                run.rests = True  # nothing was ever commanded
                 return
             command = run.controller.tick(moment)
+            run.rests = run.controller.state is State.STOPPED and run.controller.is_at_rest
             if command is None:
                 return
             commands: np.ndarray | None = command.positions
             if self._interface.whole:
                 # A message that holds all that is to come goes out when that has changed.
                 commands = run.controller.forecast(moment, self._ahead_s) if command.anew else None
-            run.rests = command.state is State.STOPPED and run.controller.is_at_rest
         if commands is not None:
             self._send(commands, time_message(moment.now_ns))
             run.commands += 1

@@ -14,6 +14,7 @@ import numpy as np
 from geometry_msgs.msg import PoseStamped
 from sensor_msgs.msg import CompressedImage, Image, JointState
 
+from cosmos3_ros.control.space import Space
 from cosmos3_ros.nodes.images import rgb_of
 from cosmos3_ros.nodes.joints import JointMap
 from cosmos3_ros.policy.embodiment import Embodiment
@@ -24,8 +25,8 @@ from cosmos3_ros.policy.poses import POSE_WIDTH
 FUTURE_TOLERANCE_S = 0.05
 # A picture is not squeezed into a cell of another shape.
 ASPECT_TOLERANCE = 0.02
-# A quaternion of single precision is of length 1 to this.
-QUATERNION_SLACK = 1e-3
+# A position and a quaternion.
+_POSE = Space(POSE_WIDTH, (3,))
 # Joint states are kept this long, to find the one that belongs to a picture.
 JOINT_HISTORY = 2000
 
@@ -257,8 +258,7 @@ def pose_objection(message: PoseStamped, base_frame: str) -> str:
     frame, pose = message.header.frame_id, pose_of(message)
     if frame not in ("", base_frame):
         return f"in frame '{frame}'; expected '{base_frame}', transform it upstream"
-    length = float(np.linalg.norm(pose[3:]))
-    if not np.isfinite(pose).all() or abs(length - 1) > QUATERNION_SLACK:
+    if not _POSE.holds(pose):
         return (
             f"{pose.round(3).tolist()} is no pose; expected finite numbers and a quaternion of "
             "length 1"

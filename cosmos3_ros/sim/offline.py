@@ -18,7 +18,7 @@ from cosmos3_ros.control.admission import Following
 from cosmos3_ros.control.chunk import NS_PER_S, Chunk, ChunkRefused
 from cosmos3_ros.control.controller import Controller, State
 from cosmos3_ros.control.limits import Limits
-from cosmos3_ros.control.overlap import Heard, Overlap, Strategy, rows_of
+from cosmos3_ros.control.overlap import Heard, Overlap, Strategy
 from cosmos3_ros.control.seams import seam
 from cosmos3_ros.control.space import Space
 from cosmos3_ros.control.watchdog import Moment, Timeouts
@@ -168,7 +168,8 @@ class _Run:
         self._starts_ns = 0 if ahead is None else ahead.at_ns
         noise = draw_noise(policy.contract, self._rng)
         committed = self._overlap.committed(now_ns)
-        plan = policy.plan(Observation(pictures, state), self._prompt, noise, *rows_of(committed))
+        known = (committed.rows, committed.continuation) if committed else (None, None)
+        plan = policy.plan(Observation(pictures, state), self._prompt, noise, *known)
         self.plans += 1
         latency_s = LATENCY_S + conditions.added_latency_s
         self._coming = now_ns + round(latency_s * NS_PER_S), plan, now_ns

@@ -685,11 +685,18 @@ def test_a_command_says_when_what_was_forecast_before_it_holds_no_more() -> None
 
 
 def test_how_long_it_may_take_to_come_to_rest_is_known() -> None:
+    arm = Arm()
+    assert arm.controller.to_rest_s == 0.0
+    arm.tick()
     # 4 units a second by 20 a second squared; a gripper's rest is where it is.
-    assert Arm().controller.longest_to_rest_s == pytest.approx(0.2)
-    limits = Limits(Space(2), -np.ones(2), np.ones(2), np.array([2.0, 0.25]), np.full(2, np.inf))
-    base = Following(np.full(2, np.nan), np.full(2, np.inf), np.zeros(2))
-    assert Controller(limits, base, TIMEOUTS).longest_to_rest_s == pytest.approx(4.0)
+    assert arm.controller.to_rest_s == pytest.approx(0.2)
+    free = np.full(2, np.inf)
+    limits = Limits(Space(2), -free, free, np.array([2.0, 0.25]), free)
+    base = Controller(limits, Following(np.full(2, np.nan), free, np.zeros(2)), TIMEOUTS)
+    moment = Moment(START_NS, 5 * NS_PER_S)
+    base.measure(np.array([0.0, 0.5]), START_NS, moment)
+    base.tick(moment)
+    assert base.to_rest_s == pytest.approx(2.0), "of a base without limits, too"
 
 
 def test_a_forecast_is_what_comes_when_nothing_else_does() -> None:
