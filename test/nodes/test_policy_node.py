@@ -244,7 +244,7 @@ def test_the_predicted_frame_is_the_one_so_many_rows_ahead(
     world.until(lambda: world.peer.count_publishers("predicted_frame") > 0, "it is announced")
     frames = np.stack([np.full((96, 128, 3), value, np.uint8) for value in (10, 20, 30, 40)])
     rows = np.zeros((16, 8))
-    stamped = StampedPlan(Chunk(1, 0, 15.0, rows, 0), Plan(rows, np.zeros(1), 0))
+    stamped = StampedPlan(Chunk(1, 0, 15.0, rows, 0), Plan(rows, np.zeros(1), 0, 0.0))
     world.send_until(
         lambda: bool(world.frames),
         "the frame came",
