@@ -1,5 +1,6 @@
-"""Benchmarks: ``./run bench images``, ``plan`` (``cosmos3_ros.bench_plan``) and ``engine``
-(``cosmos3_ros.bench_engine``).
+"""Benchmarks: ``./run bench images``, ``plan`` (``cosmos3_ros.bench_plan``), ``engine``
+(``cosmos3_ros.bench_engine``), ``latency`` (``cosmos3_ros.bench_latency``) and ``control``
+(``cosmos3_ros.bench_control``).
 
 ``images``: camera frames between two processes, best effort, with and without the DDS profile that
 the package ships. Without it Fast DDS's defaults apply, but for UDP, which stays on loopback as it
@@ -17,7 +18,8 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from cosmos3_ros import bench_engine, bench_plan
+from cosmos3_ros import bench_control, bench_engine, bench_latency, bench_plan
+from cosmos3_ros.command_line import Parser
 from cosmos3_ros.processes import Children, ProcessFailed, end_on_signals, ros_environment
 from cosmos3_ros.resources import resource
 
@@ -83,7 +85,7 @@ def images(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one benchmark; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="bench", description="Benchmarks of cosmos3_ros.")
+    parser = Parser(prog="bench", description="Benchmarks of cosmos3_ros.")
     benches = parser.add_subparsers(required=True, metavar="NAME")
     of_images = benches.add_parser("images", help="camera frames received of frames sent")
     of_images.add_argument("--seconds", type=float, default=5.0)
@@ -95,6 +97,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     of_engine = benches.add_parser("engine", help="from checkpoint to bundle to engine")
     bench_engine.add_arguments(of_engine)
     of_engine.set_defaults(run=bench_engine.main)
+    of_latency = benches.add_parser("latency", help="what slow plans cost, by strategy")
+    bench_latency.add_arguments(of_latency)
+    of_latency.set_defaults(run=bench_latency.main)
+    of_control = benches.add_parser("control", help="how regularly commands leave, under load")
+    bench_control.add_arguments(of_control)
+    of_control.set_defaults(run=bench_control.main)
     args = parser.parse_args(argv)
     try:
         return int(args.run(args))

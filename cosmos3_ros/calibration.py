@@ -16,7 +16,8 @@ from cosmos3_ros.replay.bags import Bag, Message, open_bag
 from cosmos3_ros.replay.pictures import ENCODINGS, camera_topics, readable_picture
 
 if TYPE_CHECKING:
-    from cosmos3_ros.engine.export import Body, Calibration
+    from cosmos3_ros.engine.export import Calibration
+    from cosmos3_ros.engine.export_contract import Body
     from cosmos3_ros.engine.recipe import Recipe
 
 OBSERVATIONS = 8

@@ -8,7 +8,8 @@ import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import NoReturn
+
+from cosmos3_ros.command_line import Parser
 
 # Subcommand: the module with its add_arguments(parser) and main(args), and its help. A module is
 # imported when its command is asked for: an export needs torch, a robot does not.
@@ -38,14 +39,6 @@ COMMANDS = {
     "replay": ("cosmos3_ros.replay.play", "play a bag into the nodes, record what they say"),
     "doctor": ("cosmos3_ros.doctor", "say what works on this machine and what to install"),
 }
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose refusals are one line and exit code 1, as every other here."""
-
-    def error(self, message: str) -> NoReturn:
-        print(f"{self.prog}: {message}; see '{self.prog} --help'", file=sys.stderr)
-        raise SystemExit(1)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

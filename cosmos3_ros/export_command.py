@@ -12,7 +12,8 @@ from cosmos3_ros.engine.recipe import QUANTISED, Recipe, RecipeError, load_recip
 from cosmos3_ros.policy.embodiment import Embodiment, load_embodiment
 
 if TYPE_CHECKING:
-    from cosmos3_ros.engine.export import Body, Calibration
+    from cosmos3_ros.engine.export import Calibration
+    from cosmos3_ros.engine.export_contract import Body
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -85,10 +86,11 @@ def _calibration(
 
 def body_of(embodiment: Embodiment) -> Body:
     """What an export needs of an embodiment."""
-    from cosmos3_ros.engine.export import Body
+    from cosmos3_ros.engine.export_contract import Body
 
     return Body(
         name=embodiment.name,
+        meaning=embodiment.meaning,
         domain_id=embodiment.domain_id,
         width=embodiment.width,
         state_row=embodiment.state_row,

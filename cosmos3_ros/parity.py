@@ -57,6 +57,7 @@ class Task:
     noise: Noise
     clean_rows: np.ndarray
     noisy_rows: np.ndarray
+    held_rows: np.ndarray
     timestep: float
 
 
@@ -78,6 +79,7 @@ def make_task(contract: Contract, embodiment: Embodiment, tokenizer: Tokenizer) 
     images = {v.name: _picture(v.width, v.height, rng) for v in embodiment.cameras}
     clean = np.zeros((contract.rows, contract.action_dim), np.float32)
     noisy = np.ones((contract.rows, 1), np.float32)
+    held = np.zeros((contract.rows, 1), np.float32)
     state = np.full(contract.width, _STATE)
     if contract.state_row:
         clean[0, : contract.width], noisy[0] = state, 0
@@ -91,6 +93,7 @@ def make_task(contract: Contract, embodiment: Embodiment, tokenizer: Tokenizer) 
         noise=draw_noise(contract, rng),
         clean_rows=clean,
         noisy_rows=noisy,
+        held_rows=held,
         timestep=contract.sampler.timesteps[contract.sampler.steps // 2],
     )
 
@@ -115,7 +118,9 @@ def stock_outputs(
     outputs["denoise", "latent_velocity"] = velocity
     outputs["denoise", "row_velocity"] = row_velocity
     step("stock step")
-    start = stock.Start(task.noise.latents, task.noise.rows, task.clean_rows, task.noisy_rows)
+    start = stock.Start(
+        task.noise.latents, task.noise.rows, task.clean_rows, task.noisy_rows, task.held_rows
+    )
     latents, rows = stock.stock_sampler(components, contract, latent, start, _made_up)
     outputs["step", "latents"], outputs["step", "rows"] = latents, rows
     step("stock plan")
@@ -253,6 +258,7 @@ def _sampled(
         "clean_latent": latent,
         "clean_rows": task.clean_rows,
         "noisy_rows": task.noisy_rows,
+        "held_rows": task.held_rows,
         "guidance": table["guidance"],
         "latent_history": np.zeros((contract.history, *task.noise.latents.shape[1:]), np.float32),
         "row_history": np.zeros((contract.history, *task.noise.rows.shape), np.float32),

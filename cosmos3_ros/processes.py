@@ -13,16 +13,19 @@ from __future__ import annotations
 import math
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
+from typing import IO
 
 from cosmos3_ros.resources import resource
 
@@ -76,12 +79,17 @@ class Children:
     """Programs that live and end together; leaving the ``with`` stops what still runs.
 
     ``logs`` is the folder of the log files ``NAME.log``, ``environment`` the children's whole
-    environment. The last one started is the first one stopped.
+    environment. The last one started is the first one stopped. ``piped``: what they print goes
+    through this program, so that a child that may not write files still says why. ``endings``: of
+    all that were told to end, in that order.
     """
 
     logs: Path
     environment: Mapping[str, str]
+    piped: bool = False
     running: list[Child] = field(default_factory=list)
+    endings: list[Ending] = field(default_factory=list)
+    _begun: set[Path] = field(default_factory=set)
     _shared_memory: set[Path] = field(default_factory=set)
     _noted_s: float = -math.inf
 
@@ -93,17 +101,24 @@ class Children:
         self.stop()
 
     def start(self, name: str, *command: str | Path) -> Child:
-        """Start a program in a session of its own: Ctrl-C reaches us, and we stop it in turn."""
+        """Start a program in a session of its own: Ctrl-C reaches us, and we stop it in turn.
+
+        The log of one that is started again goes on where it ended.
+        """
         log = self.logs / f"{name}.log"
-        with log.open("wb") as file:
+        with log.open("ab" if log in self._begun else "wb") as file:
             process = subprocess.Popen(
                 [str(word) for word in command],
+                bufsize=0,
                 env=dict(self.environment),
                 stdin=subprocess.DEVNULL,
-                stdout=file,
+                stdout=subprocess.PIPE if self.piped else file,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+        self._begun.add(log)
+        if process.stdout is not None:
+            threading.Thread(target=_copy, args=(process.stdout, log), daemon=True).start()
         child = Child(name, process, log)
         self.running.append(child)
         return child
@@ -141,11 +156,24 @@ class Children:
         A kill is said on stderr. Shared memory that the children leave behind is removed.
         """
         endings = []
-        self._note_shared_memory()
         while self.running:
-            endings.append(_end(self.running.pop(), timeout_s))
+            endings.append(self.end(self.running[-1], timeout_s))
         self._remove_shared_memory()
         return endings
+
+    def end(self, child: Child, timeout_s: float = STOP_TIMEOUT_S) -> Ending:
+        """As ``stop``, of one of them."""
+        self._note_shared_memory()
+        self.running.remove(child)
+        ending = _end(child, timeout_s)
+        self.endings.append(ending)
+        return ending
+
+    def kill(self, child: Child) -> None:
+        """SIGKILL at once, as it may befall a program; ``endings`` does not blame it for that."""
+        self._note_shared_memory()
+        self.running.remove(child)
+        _kill(child)
 
     def _note_shared_memory(self) -> None:
         """Remember the DDS segments that the children hold: a killed one leaves them."""
@@ -179,9 +207,19 @@ def _end(child: Child, timeout_s: float) -> Ending:
         return Ending(child, child.process.wait(timeout_s), killed=False)
     except subprocess.TimeoutExpired:
         print(f"{child.name} did not end {timeout_s:g} s after SIGINT: killed", file=sys.stderr)
+        return Ending(child, _kill(child), killed=True)
+
+
+def _kill(child: Child) -> int:
+    if child.process.poll() is None:
         # The whole group: a killed program cannot end what it started itself.
         os.killpg(child.process.pid, signal.SIGKILL)
-        return Ending(child, child.process.wait(), killed=True)
+    return child.process.wait()
+
+
+def _copy(printed: IO[bytes], log: Path) -> None:
+    with printed, log.open("ab", buffering=0) as file:
+        shutil.copyfileobj(printed, file)
 
 
 def end_on_signals() -> None:
@@ -213,14 +251,15 @@ def ros_environment(domain_id: int | None = None) -> dict[str, str]:
 
 
 def free_domain_id() -> int:
-    """A DDS domain whose ports nobody on this machine holds, below the ephemeral ports (1 to 100).
+    """A DDS domain (1 to 100, below the ephemeral ports) that nobody here has a port of.
 
     Raises OSError when all are taken.
     """
     for domain_id in random.sample(range(1, 101), 100):
-        # RTPS: a domain's multicast port is 7400 + 250 * domain, its first participant's is +10.
-        base = 7400 + 250 * domain_id
-        if all(_udp_port_is_free(port) for port in (base, base + 10)):
+        # RTPS: a domain's 250 ports begin at 7400 + 250 * domain. Its participants take theirs in
+        # order, but the first may have gone and left others behind.
+        first = 7400 + 250 * domain_id
+        if all(_udp_port_is_free(port) for port in range(first, first + 250)):
             return domain_id
     raise OSError("every ROS domain id from 1 to 100 is in use here; end some of their nodes")
 

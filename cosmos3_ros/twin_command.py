@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from cosmos3_ros.engine.bundle import BundleError, load_bundle
-from cosmos3_ros.engine.export_folder import whole_folder
+from cosmos3_ros.engine.export_folder import bundle_folder
 from cosmos3_ros.engine.twin import twin_bundle
 
 
@@ -23,7 +23,7 @@ def main(args: argparse.Namespace) -> int:
             f"bundle '{manifest.name}' is fp32 already; expected one of reduced precision: this "
             "one runs on a CPU as it is"
         )
-    with whole_folder(args.out) as work:
+    with bundle_folder(args.out) as work:
         twin_bundle(bundle, work)
     print(f"{args.out}: the float32 twin of '{manifest.name}' in {manifest.precision}")
     return 0

@@ -28,7 +28,7 @@ PACKAGE = "cosmos3_ros"
 DDS_PROFILE = "FASTRTPS_DEFAULT_PROFILES_FILE"
 # Arguments that become parameters; one that is empty leaves the value of the parameter file.
 POLICY_PARAMETERS = ("bundle", "backend", "embodiment", "image_transport", "gripper_source")
-CONTROLLER_PARAMETERS = ("embodiment", "command_interface", "gripper_source")
+CONTROLLER_PARAMETERS = ("embodiment", "command_interface", "command_topic", "gripper_source")
 
 
 def shipped(*parts: str) -> PathJoinSubstitution:
@@ -61,6 +61,12 @@ def declared_arguments() -> list[DeclareLaunchArgument]:
             "image_transport", default_value="", description="Cameras are raw or compressed."
         ),
         DeclareLaunchArgument(
+            "plan_rate_hz",
+            default_value="",
+            description="At most so many plans a second; 0.0: whenever free; empty: as in "
+            "params_file.",
+        ),
+        DeclareLaunchArgument(
             "gripper_source",
             default_value="",
             description="Closedness comes from the gripper's joint, or the topic gripper_state.",
@@ -68,7 +74,8 @@ def declared_arguments() -> list[DeclareLaunchArgument]:
         DeclareLaunchArgument(
             "command_interface",
             default_value="",
-            description="joint_command, joint_trajectory or position_commands.",
+            description="joint_command, joint_trajectory, joint_trajectory_chunk, "
+            "position_commands, twist_command or pose_command.",
         ),
         DeclareLaunchArgument(
             "camera_topics",
@@ -88,7 +95,12 @@ def declared_arguments() -> list[DeclareLaunchArgument]:
         DeclareLaunchArgument(
             "command_topic",
             default_value="",
-            description="Where the commands go; empty: the name of the command_interface.",
+            description="Where the commands go, of one topic; empty: as command_interface says.",
+        ),
+        DeclareLaunchArgument(
+            "open_loop",
+            default_value="false",
+            description="The commands move nothing, as in a replay: true or false.",
         ),
         DeclareLaunchArgument(
             "dds_profile",
@@ -141,15 +153,15 @@ def nodes(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     def given(names: tuple[str, ...]) -> dict[str, ParameterValue]:
         return {n: ParameterValue(value(n), value_type=str) for n in names if value(n)}
 
+    rate = value("plan_rate_hz")
+    plan_rate = {"plan_rate_hz": ParameterValue(rate, value_type=float)} if rate else {}
+
     use_sim_time = ParameterValue(LaunchConfiguration("use_sim_time"), value_type=bool)
-    joint_remappings = [
+    # The instruction goes to the controller, too: it refuses chunks of another one.
+    remappings = [
         ("joint_states", value("joint_states_topic")),
         ("gripper_state", value("gripper_topic")),
-    ]
-    command_remappings = [
-        (interface, value("command_topic"))
-        for interface in ("joint_command", "joint_trajectory", "position_commands")
-        if value("command_topic")
+        ("instruction", value("instruction_topic")),
     ]
     ros_arguments = ["--log-level", value("log_level")]
     policy = Node(
@@ -158,13 +170,9 @@ def nodes(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         namespace=value("namespace"),
         parameters=[
             value("params_file"),
-            {**given(POLICY_PARAMETERS), "use_sim_time": use_sim_time},
+            {**given(POLICY_PARAMETERS), **plan_rate, "use_sim_time": use_sim_time},
         ],
-        remappings=[
-            *joint_remappings,
-            ("instruction", value("instruction_topic")),
-            *camera_remappings(value("camera_topics")),
-        ],
+        remappings=[*remappings, *camera_remappings(value("camera_topics"))],
         ros_arguments=ros_arguments,
         output="screen",
     )
@@ -174,9 +182,13 @@ def nodes(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         namespace=value("namespace"),
         parameters=[
             value("params_file"),
-            {**given(CONTROLLER_PARAMETERS), "use_sim_time": use_sim_time},
+            {
+                **given(CONTROLLER_PARAMETERS),
+                "use_sim_time": use_sim_time,
+                "open_loop": ParameterValue(LaunchConfiguration("open_loop"), value_type=bool),
+            },
         ],
-        remappings=[*joint_remappings, *command_remappings],
+        remappings=remappings,
         ros_arguments=ros_arguments,
         output="screen",
     )

@@ -51,7 +51,11 @@ def generate_launch_description() -> LaunchDescription:
             PathJoinSubstitution([FindPackageShare(PACKAGE), "launch", "policy.launch.py"])
         ),
         launch_arguments=[
-            (name, LaunchConfiguration(name)) for name in ("bundle", "namespace", "use_sim_time")
+            *(
+                (name, LaunchConfiguration(name))
+                for name in ("bundle", "namespace", "use_sim_time")
+            ),
+            ("open_loop", "true"),
         ],
     )
     recorder = Node(

@@ -1,9 +1,10 @@
 """A simulated arm on Isaac Sim's topics, with the policy node and the controller node on it.
 
     ros2 launch cosmos3_ros sim.launch.py
-    ros2 topic pub --once /instruction std_msgs/msg/String "{data: touch the red cube}" \\
+    ros2 topic pub --once -w 2 /instruction std_msgs/msg/String "{data: touch the red cube}" \\
         --qos-durability transient_local
 
+It waits for two who listen, the controller node and the policy node, which has to warm up first.
 Other arguments of policy.launch.py are taken too.
 """
 
@@ -37,6 +38,12 @@ def generate_launch_description() -> LaunchDescription:
         DeclareLaunchArgument(
             "use_sim_time", default_value="true", description="Follow the simulator's /clock."
         ),
+        DeclareLaunchArgument(
+            "plan_rate_hz",
+            default_value="2.0",
+            description="At most so many plans a second; pico hesitates with more; 0.0: whenever "
+            "free.",
+        ),
         DeclareLaunchArgument("seed", default_value="0", description="Of the scenes."),
         DeclareLaunchArgument(
             "real_time_factor",
@@ -55,7 +62,7 @@ def generate_launch_description() -> LaunchDescription:
         ),
         launch_arguments=[
             (name, LaunchConfiguration(name))
-            for name in ("bundle", "embodiment", "namespace", "use_sim_time")
+            for name in ("bundle", "embodiment", "namespace", "use_sim_time", "plan_rate_hz")
         ],
     )
     simulator = Node(

@@ -20,6 +20,7 @@ EXPORTING = (
     "bundle.py",
     "export.py",
     "export_checkpoint.py",
+    "export_contract.py",
     "export_graphs.py",
     "export_model.py",
     "export_onnx.py",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,6 +58,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         )
     if item.get_closest_marker("gpu") is not None and shutil.which("nvidia-smi") is None:
         pytest.skip("no NVIDIA GPU on this machine")
+
+
+@pytest.fixture
+def hangup() -> Iterator[None]:
+    """Processes started meanwhile hear a lost terminal, though the tests may run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 
+from cosmos3_ros.policy.embodiment import Channel
 from cosmos3_ros.replay.bags import BagWriter, encode, message_class
 
 JOINTS = [*(f"panda_joint{i}" for i in range(1, 8)), "finger_joint"]
@@ -42,15 +44,34 @@ def string(text: str) -> bytes:
     return encode(message_class("std_msgs/msg/String")(text))
 
 
-def chunk(stamp_ns: int, plan_id: int, latency_s: float) -> bytes:
-    rows, width = 4, len(JOINTS)
+SAID = "Pick up the pen."
+
+
+def chunk(stamp_ns: int, plan_id: int, latency_s: float, instruction: str = SAID) -> bytes:
+    channels = [Channel(f"joint_{i}", "rad") for i in range(1, 8)] + [Channel("gripper", "1")]
+    rows = np.zeros((4, len(JOINTS)))
+    return encode_chunk(
+        stamp_ns, plan_id, rows, channels, "droid_exterior", latency_s, instruction=instruction
+    )
+
+
+def encode_chunk(
+    stamp_ns: int,
+    plan_id: int,
+    rows: np.ndarray,
+    channels: Sequence[Channel],
+    embodiment: str,
+    latency_s: float = 0.1,
+    committed_rows: int = 0,
+    instruction: str = SAID,
+) -> bytes:
+    """A chunk that starts at its observation."""
     make = message_class("cosmos3_ros/msg/ActionChunk")
-    names = [*(f"joint_{i}" for i in range(1, 8)), "gripper"]
-    units = ["rad"] * 7 + ["1"]
-    data = np.zeros(rows * width)
+    stamped = header(stamp_ns)
+    names, units = [c.name for c in channels], [c.unit for c in channels]
     message = make(
-        header(stamp_ns), plan_id, "droid_exterior", "Pick up the pen.", 15.0, names, units,
-        rows, width, data, 0, latency_s,
+        stamped, stamped.stamp, plan_id, 77, embodiment, instruction, float(FPS),
+        names, units, *rows.shape, rows.reshape(-1), committed_rows, latency_s, latency_s,
     )  # fmt: skip
     return encode(message)
 
@@ -62,8 +83,9 @@ def status(
     counts = np.array(list(refused.values()), np.uint64)
     none = np.zeros(0, np.uint64)
     message = make(
-        header(stamp_ns), state, reason, "onnxruntime", "tiny_droid", "ab" * 32, "Pick up the pen.",
-        0.2, 0.2, 0.3, 0.1, plans, plans, plans, list(refused), counts, [], none,
+        header(stamp_ns), state, reason, 77, "onnxruntime", "tiny_droid", "ab" * 32,
+        "Pick up the pen.", "blend", 0.2, 0.2, 0.3, 0.1, plans, plans, plans,
+        list(refused), counts, [], none,
     )  # fmt: skip
     return encode(message)
 
@@ -76,6 +98,27 @@ def diagnostics(stamp_ns: int, **values: object) -> bytes:
     other = entry(0, "cosmos3_policy: planning", "", "", [pair("holds", "99")])
     ours = entry(0, "cosmos3_controller: commands", "", "", pairs)
     return encode(array(header(stamp_ns), [ours, other]))
+
+
+def controller_status(stamp_ns: int, plan_id: int, newest_plan_id: int) -> bytes:
+    """Of a controller that tracks a plan."""
+    make = message_class("cosmos3_ros/msg/ControllerStatus")
+    return encode(make(header(stamp_ns), 2, "", "", plan_id, 77, newest_plan_id, 1, 0))
+
+
+def pose(stamp_ns: int, position: Sequence[float], quaternion: Sequence[float]) -> bytes:
+    point = message_class("geometry_msgs/msg/Point")(*position)
+    turn = message_class("geometry_msgs/msg/Quaternion")(*quaternion)
+    stamped = message_class("geometry_msgs/msg/PoseStamped")
+    return encode(stamped(header(stamp_ns), message_class("geometry_msgs/msg/Pose")(point, turn)))
+
+
+def twist(stamp_ns: int, linear_x: float, angular_z: float) -> bytes:
+    three = message_class("geometry_msgs/msg/Vector3")
+    moves = message_class("geometry_msgs/msg/Twist")(
+        three(linear_x, 0.0, 0.0), three(0.0, 0.0, angular_z)
+    )
+    return encode(message_class("geometry_msgs/msg/TwistStamped")(header(stamp_ns), moves))
 
 
 def write_recording(path: Path, seconds: int = 6) -> Path:
@@ -118,6 +161,9 @@ def write_recording(path: Path, seconds: int = 6) -> Path:
                 stamp, state="holding" if 3 <= i < seconds else "tracking", holds=int(i >= 3),
                 rejected_chunks=i, command_rate_hz="49.980", command_jitter_p50_ms="0.012",
                 command_jitter_p99_ms="1.500", command_jitter_max_ms="nan",
+                wake_up_p50_ms="0.061", execution_p99_ms="0.830", periods=50 * i, missed_periods=2,
+                frame_to_command_p99_ms="17.500", transitions=9, saturated=3,
+                holds_chunk_ended=int(i >= 3), holds_overrun=0,
             )  # fmt: skip
             bag.write("/diagnostics", log(stamp), raw)
     return path

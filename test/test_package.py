@@ -149,7 +149,8 @@ def test_resource_that_does_not_exist_names_the_places_looked_at(
 def test_run_says_what_it_can_do_and_refuses_the_rest() -> None:
     done = subprocess.run([ROOT / "run", "help"], capture_output=True, text=True, cwd="/")
     assert done.returncode == 0
-    for command in ("setup", "demo", "test", "bench", "doctor", "exec", "cosmos3"):
+    usual = ("setup", "demo", "eval", "faults", "test", "bench", "doctor", "cosmos3", "exec")
+    for command in usual:
         assert re.search(rf"^  {command}\b", done.stdout, re.M), command
     wrong = subprocess.run([ROOT / "run", "dance"], capture_output=True, text=True)
     assert wrong.returncode == 1

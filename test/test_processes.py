@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -80,6 +81,41 @@ def test_a_child_that_ignores_the_interrupt_is_killed_and_it_is_said(
     assert "stubborn did not end 0.3 s after SIGINT: killed" in capfd.readouterr().err
 
 
+def test_one_child_is_ended_or_killed_while_the_others_go_on(children: Children) -> None:
+    for name in ("first", "second", "third"):
+        start(children, name, PATIENT)
+    first, second, third = children.running
+    assert children.end(second).clean
+    children.kill(third)
+    assert third.process.returncode == -signal.SIGKILL
+    assert children.running == [first]
+    children.stop()
+    # What was killed on purpose did not fail to end.
+    assert [ending.child.name for ending in children.endings] == ["second", "first"]
+
+
+def test_the_log_of_a_child_that_is_started_again_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "word.log").write_text("of another run")
+    with Children(tmp_path, ros_environment()) as children:
+        for word in ("one", "two"):
+            program = f"print({word!r})"
+            children.wait(children.start("word", sys.executable, "-c", program), timeout_s=30)
+    assert (tmp_path / "word.log").read_text().split() == ["one", "two"]
+
+
+def test_a_piped_child_that_may_not_write_files_still_says_why(tmp_path: Path) -> None:
+    program = f"""
+import pathlib, resource
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+print("no file may grow", flush=True)
+pathlib.Path({str(tmp_path / "file")!r}).write_text("x")
+"""
+    with Children(tmp_path, ros_environment(), piped=True) as children:
+        child = children.start("limited", sys.executable, "-c", program)
+        until(lambda: "File too large" in child.log.read_text())
+    assert child.log.read_text().startswith("no file may grow")
+
+
 def test_a_child_that_ends_early_is_noticed_with_the_end_of_its_log(children: Children) -> None:
     start(children, "steady", PATIENT)
     program = "print('one'); print('the arm is on fire'); raise SystemExit(3)"
@@ -128,6 +164,16 @@ def test_a_killed_node_leaves_no_shared_memory_and_its_domain_is_not_given_away(
         needed = _segments(neighbour.process.pid)
         assert needed and all(path.exists() for path in needed)
         assert not [path for path in held - needed if path.exists()]
+
+
+def test_a_domain_whose_first_participant_has_gone_is_not_given_away(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # The second participant of domain 7 listens on its loopback port alone.
+    monkeypatch.setattr(random, "sample", lambda population, k: [7, 8])
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as second:
+        second.bind(("127.0.0.1", 7400 + 250 * 7 + 12))
+        assert free_domain_id() == 8
 
 
 def test_no_domain_left_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from bundles import ROOT
 
 from cosmos3_ros.cli import COMMANDS
-from cosmos3_ros.nodes.controller_node import ControllerParameters
+from cosmos3_ros.nodes.controller_parameters import ControllerParameters
 from cosmos3_ros.nodes.parameters import ParameterRow, parameter_rows
 from cosmos3_ros.nodes.player_node import PlayerParameters
-from cosmos3_ros.nodes.policy_node import PolicyParameters
+from cosmos3_ros.nodes.policy_parameters import PolicyParameters
 from cosmos3_ros.nodes.recorder_node import RecorderParameters
 from cosmos3_ros.policy.embodiment import embodiment_names
 
@@ -44,8 +46,18 @@ def test_every_command_and_embodiment_stands_in_the_readme() -> None:
     assert all(f"`{name}`" in README for name in embodiment_names())
 
 
-def test_every_file_that_the_readme_points_to_is_there() -> None:
-    paths = [part.split(")")[0] for part in README.split("](")[1:]]
-    files = [path for path in paths if not path.startswith(("http", "#"))]
-    assert files
-    assert not [path for path in files if not (ROOT / path).exists()]
+def anchors_of(text: str) -> set[str]:
+    """Where a link may point in a page, as the forge names its headings."""
+    headings = (line.lstrip("# ").lower() for line in text.splitlines() if line.startswith("#"))
+    return {re.sub(r"[^\w\- ]", "", heading).replace(" ", "-") for heading in headings}
+
+
+def test_every_place_that_the_readme_points_to_is_there() -> None:
+    links = [part.split(")")[0] for part in README.split("](")[1:]]
+    places = [link.partition("#")[::2] for link in links if not link.startswith("http")]
+    assert places
+    for path, anchor in places:
+        assert (ROOT / path).exists(), path
+        if anchor:
+            page = (ROOT / path).read_text() if path else README
+            assert anchor in anchors_of(page), f"{path}#{anchor}"

@@ -18,13 +18,19 @@ class Refusal(StrEnum):
 
     MALFORMED = "malformed"  # the numbers do not make a chunk: shape, rate
     WRONG_EMBODIMENT = "wrong_embodiment"
+    WRONG_INSTRUCTION = "wrong_instruction"  # planned by another one than is in force
     WRONG_WIDTH = "wrong_width"
     WRONG_NAMES = "wrong_names"
     WRONG_UNITS = "wrong_units"
     NOT_FINITE = "not_finite"
-    STALE = "stale"  # every row was due before it arrived
+    OUT_OF_RANGE = "out_of_range"  # outside the position limits by more than the tolerance
+    JUMP = "jump"  # begins too far from what is commanded
+    NO_JOINTS = "no_joints"  # nothing is known of where the robot is
+    STALE = "stale"  # every row was due before it arrived, or its observation is too old
     FUTURE = "future"  # planned from an observation that the clock has not reached
     OUT_OF_ORDER = "out_of_order"
+    DUPLICATE = "duplicate"
+    ANOTHER_PLANNER = "another_planner"  # while the one that is followed is alive
 
 
 class ChunkRefused(ValueError):
@@ -39,7 +45,12 @@ class ChunkRefused(ValueError):
 class Chunk:
     """One plan: ``rows`` [rows, width] of channel positions in the embodiment's physical units.
 
-    Row i is due at ``stamp_ns + (i + 1) / rate_hz``, on the clock of the observation's stamp.
+    ``stamp_ns``: time of the observation. Row i is due at ``start_ns + (i + 1) / rate_hz``, on the
+    same clock; ``start_ns`` is the stamp, or later where the arm stood still until the plan came.
+    ``planner``: one number an activation of a policy node. ``instruction``: what it was made of.
+    ``committed_rows``: so many leading rows are those of the chunk before.
+    ``latency_s``: how long planning took. ``engine_s``: how much of the time since the stamp the
+    engine worked, on this plan and on the one before.
     Raises ChunkRefused (malformed, not_finite). The rows are made read-only.
     """
 
@@ -47,6 +58,12 @@ class Chunk:
     stamp_ns: int
     rate_hz: float
     rows: np.ndarray
+    start_ns: int
+    planner: int = 0
+    instruction: str = ""
+    committed_rows: int = 0
+    latency_s: float = 0.0
+    engine_s: float = 0.0
 
     def __post_init__(self) -> None:
         if self.rows.ndim != 2 or 0 in self.rows.shape:
@@ -57,6 +74,12 @@ class Chunk:
             raise ChunkRefused(
                 Refusal.MALFORMED,
                 f"rate is {self.rate_hz} Hz; expected {MIN_RATE_HZ:g} to {MAX_RATE_HZ:g}",
+            )
+        if self.start_ns < self.stamp_ns:
+            raise ChunkRefused(
+                Refusal.MALFORMED,
+                f"it starts {(self.stamp_ns - self.start_ns) / NS_PER_S:.3f} s before its "
+                "observation; expected at it, or later",
             )
         bad = np.argwhere(~np.isfinite(self.rows))
         if len(bad):
@@ -69,11 +92,11 @@ class Chunk:
 
     @property
     def due_s(self) -> np.ndarray:
-        """When each row is due [s after the stamp], [rows]."""
+        """When each row is due [s after the start], [rows]."""
         return np.arange(1, len(self.rows) + 1) / self.rate_hz
 
     def due_ns(self, row: int) -> int:
-        return self.stamp_ns + round((row + 1) * NS_PER_S / self.rate_hz)
+        return self.start_ns + round((row + 1) * NS_PER_S / self.rate_hz)
 
     @property
     def end_ns(self) -> int:

@@ -1,190 +1,503 @@
-"""From plans and measurements to one command at a time: track, or hold.
+"""From plans and measurements to one command at a time: track, hold, or stay stopped.
 
-No ROS and no clock of its own: every call says what the node's clock shows. For any sequence of
-calls every command is finite and inside the limits.
+No ROS and no clock of its own: every call says what both clocks show. For any sequence of calls
+every command is finite and inside the limits, or on the way back from where the robot was measured
+a little outside them, and none follows a chunk that a watchdog gave up.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 import numpy as np
 
+from cosmos3_ros.control.admission import (
+    Following,
+    beyond_range,
+    require_fitting,
+    require_in_time,
+    require_reachable,
+)
 from cosmos3_ros.control.chunk import NS_PER_S, Chunk, ChunkRefused, Refusal
-from cosmos3_ros.control.limits import Limits
-from cosmos3_ros.control.schedule import Schedule
+from cosmos3_ros.control.commanded import Commanded
+from cosmos3_ros.control.limits import ROUNDING, Limits, Motion
+from cosmos3_ros.control.outlook import Outlook, Steps
+from cosmos3_ros.control.schedule import CrossFade, Path, Schedule
+from cosmos3_ros.control.watchdog import (
+    Cause,
+    Moment,
+    Reason,
+    Signs,
+    Timeouts,
+    cause_to_hold,
+)
 
-# The longest time one step of a velocity limit may stand for: after a stall of the process the
-# arm resumes at its limited speed, it does not catch up in one leap.
+# The longest time one step of the limits may stand for: after a stall of the process or of the
+# clock the arm sets off from rest, it does not catch up in one leap.
 MAX_STEP_S = 0.1
+# From so far outside its position limits, as a share of their range, a robot moves back by itself.
+_AT_THE_LIMIT = 0.01
+# A measurement farther from the command than the arm travels in this time at its velocity limit is
+# not of an arm that lags behind, but of one that somebody else has moved, or keeps from moving.
+_ELSEWHERE_S = 0.1
 
 
 class State(StrEnum):
     WAITING = "waiting"  # nothing can be commanded: no measurement yet
     TRACKING = "tracking"
     HOLDING = "holding"
+    STOPPED = "stopped"  # as holding, until it is told to resume
 
 
-@dataclass(frozen=True)
-class Timeouts:
-    """All in seconds of the node's clock."""
-
-    joint_timeout_s: float  # joint states older than this: hold
-    hold_grace_s: float  # past the last row, before it counts as a hold
-    clock_jump_s: float  # the clock leapt forward by more than this: flush and hold
+class NotReady(ValueError):
+    """The arm stays stopped: something a chunk needs is missing."""
 
 
 @dataclass(frozen=True)
 class Command:
-    """``positions`` [width] in channel units, to be published now."""
+    """``positions`` [width] in channel units, to be published now. ``wanted`` [width]: what they
+    are on their way to inside the limits. ``began``: the chunk that is followed from this command
+    on, None where it is the one before, or none. ``anew``: what was forecast before does not hold
+    any more."""
 
     positions: np.ndarray
+    wanted: np.ndarray
     state: State
+    began: Chunk | None = None
+    anew: bool = False
+
+
+@dataclass(frozen=True)
+class Transition:
+    """A state that was entered, and why. ``plan_id``: of the chunk in force, 0 without."""
+
+    state: State
+    cause: Cause | None
+    plan_id: int
+
+
+@dataclass
+class Counts:
+    """Since the controller was made. ``causes``: of what ended tracking. ``saturated``: commands
+    that a limit changed."""
+
+    transitions: int = 0
+    holds: int = 0
+    saturated: int = 0
+    causes: Counter[Reason] = field(default_factory=Counter)
 
 
 class Controller:
-    """What the arm is told at each tick of a control timer.
+    """What the arm is told at each tick of a control loop.
 
-    ``state`` and ``reason`` (empty while tracking) say what it does; ``holds`` counts the times
-    tracking ended in a hold, ``saturated`` the commands that a limit changed.
+    ``state`` and ``cause`` (None while tracking) say what it does; ``plan_id`` which chunk is in
+    force, 0 without one.
     """
 
-    def __init__(self, limits: Limits, timeouts: Timeouts) -> None:
-        self._limits = limits
-        self._timeouts = timeouts
+    def __init__(
+        self,
+        limits: Limits,
+        following: Following,
+        timeouts: Timeouts,
+        *,
+        simulated_time: bool = False,
+    ) -> None:
+        """``simulated_time``: the node's clock runs at a pace of its own, and the robot with it."""
+        self._simulated_time = simulated_time
+        self._limits, self._following, self._timeouts = limits, following, timeouts
+        self._steps = Steps(limits, following)
         self.state = State.WAITING
-        self.reason = "no joint states have arrived"
-        self.holds = 0
-        self.saturated = 0
-        self._clock_ns: int | None = None  # the latest time shown by any call
-        self._tick_ns: int | None = None  # when the last command was given
-        self._command: np.ndarray | None = None  # the last command, or what is held instead
+        self.cause: Cause | None = Cause(Reason.NO_JOINTS, "no joint states have arrived")
+        self.counts = Counts(transitions=1)
+        self.jumps = 0  # of the clock, that were noticed
+        self._transitions = [Transition(self.state, self.cause, 0)]
+        self._clock: Moment | None = None  # the latest shown by any call
+        self._ticked: Moment | None = None  # when the last command was given
+        self._motion: Motion | None = None  # the last command
+        self._commanded = Commanded(timeouts.joint_s)
         self._measured: np.ndarray | None = None
         self._measured_ns: int | None = None  # None: older than a jump of the clock
         self._pending: Chunk | None = None  # accepted, taken over at the next tick
-        self._schedule: Schedule | None = None
+        self._chunk: Chunk | None = None  # in force
+        self._path: Path | None = None
+        self._accepted_ns = 0  # steady
+        self._observed_ns = 0  # what the chunk in force is of; where the arm waited, its start
+        self._planner: int | None = None
+        self._planner_ns: int | None = None  # steady; None: none is alive
+        self._planner_lacks = ""
+        self._ended: int | None = None  # a planner that has said that it ends
+        self._kept: np.ndarray | None = None  # the last target
+        self._instruction: str | None = None
         self._newest_plan_id = 0
-        self._newest_stamp_ns = 0
-        self._flush_reason = ""
+        self._anew = False
+        self._outside: Cause | None = None  # the last measurement was outside the limits
+        self._astray: Cause | None = None  # it was far from the command of its time
+        self._jumped: Cause | None = None
+        self._stopped: Cause | None = None
 
-    def measure(self, positions: np.ndarray, stamp_ns: int, now_ns: int) -> None:
+    @property
+    def plan_id(self) -> int:
+        return 0 if self._chunk is None else self._chunk.plan_id
+
+    @property
+    def planner(self) -> int | None:
+        """Whose chunks are followed; None: the next one's."""
+        return self._planner
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether the last command does not move, or there was none."""
+        if self._motion is None:
+            return True
+        rest, position = self._following.rest, self._motion.position
+        away = ~np.isnan(rest) & (np.abs(position - rest) > ROUNDING)
+        return not (np.any(self._motion.velocity) or np.any(away))
+
+    @property
+    def to_rest_s(self) -> float:
+        """How long it takes at most to come to rest from the last command."""
+        limits, rest = self._limits, self._following.rest
+        if self._motion is None:
+            return 0.0
+        away = np.nan_to_num(np.abs(self._motion.position - rest))
+        return limits.braking_s + float(np.max(limits.space.of_step(away) / limits.velocity))
+
+    def take_transitions(self) -> list[Transition]:
+        """What has happened since the last call, in order."""
+        taken, self._transitions = self._transitions, []
+        return taken
+
+    def measure(self, positions: np.ndarray, stamp_ns: int, moment: Moment) -> None:
         """Take measured channel positions [width] of ``stamp_ns``.
 
-        Ignored: what is not finite, and what was measured before a jump of the clock.
+        Ignored: what is not finite or no rotation, and what was measured before a jump of the
+        clock. Held are a robot far outside its limits, and one that is farther than a chunk may
+        begin from where it was told to be.
         """
-        if not np.all(np.isfinite(positions)):
+        if not self._limits.space.holds(positions) or self.predates_jump(stamp_ns, moment):
             return
-        self._watch_clock(now_ns)
-        moved_unseen = self._measured_ns is None
-        ahead_ns = stamp_ns - now_ns
-        if moved_unseen and self._flush_reason and self._is_jump(ahead_ns):
-            # Sent before the clock jumped back, arrived after it: the arm may be elsewhere now.
+        since_jump = self._measured_ns is None
+        self._outside = self._found_outside(positions)
+        if self._outside is not None:
             return
-        self._measured = self._limits.clamp(positions)
+        # A gripper that is more than open is open.
+        within = self._limits.clamp(positions)
+        self._measured = np.where(self._following.held, within, positions)
         # A stamp ahead of the clock would keep a dead source alive for longer than the timeout.
-        self._measured_ns = min(stamp_ns, now_ns)
-        if moved_unseen:
+        self._measured_ns = min(stamp_ns, moment.now_ns)
+        self._astray = self._found_astray(self._measured_ns)
+        if since_jump:
             # A simulator that restarted has put the arm elsewhere: hold it there.
-            self._command = self._measured
+            self._set_off_from_measured()
 
-    def accept(self, chunk: Chunk, now_ns: int) -> None:
+    def predates_jump(self, stamp_ns: int, moment: Moment) -> bool:
+        """Whether what has this stamp was sent before the clock jumped, and arrived after it: the
+        arm may be elsewhere now. Never again once something was measured since."""
+        self._watch_clock(moment)
+        waits = self._measured_ns is None and self._jumped is not None
+        return waits and self._is_jump(abs(stamp_ns - moment.now_ns))
+
+    def hear(self, planner: int, steady_ns: int, *, alive: bool = True, lacks: str = "") -> None:
+        """A sign of life of a planner; not ``alive``: it has ended, another may be followed.
+        ``lacks``: what it cannot plan without."""
+        if self._planner is None and alive:
+            self._follow_planner(planner)
+        if planner == self._planner:
+            self._planner_ns, self._planner_lacks = steady_ns, lacks
+            if not alive:
+                self._ended, self._planner, self._planner_ns = planner, None, None
+
+    def instruct(self, instruction: str) -> None:
+        """The instruction in force: chunks of another one are refused from now on."""
+        self._instruction = instruction
+
+    def stop(self, text: str) -> None:
+        """Hold from the next tick on, until ``resume``."""
+        self._stopped = self._stopped or Cause(Reason.STOPPED, text)
+        self._forget_chunks()
+
+    def resume(self, moment: Moment) -> None:
+        """Follow chunks again, the next that comes, from where the arm is now.
+
+        Raises NotReady while an input is missing, or the robot is outside its limits.
+        """
+        self._watch_clock(moment)
+        if self._stopped is None:
+            return
+        # As if a chunk had just come.
+        signs = replace(
+            self._signs(end_ns=moment.now_ns, observed_ns=moment.now_ns),
+            accepted_ns=moment.steady_ns,
+        )
+        cause = self._cause_not_to_move or cause_to_hold(signs, self._timeouts, moment)
+        if cause is not None:
+            raise NotReady(str(cause))
+        if self._planner_lacks:
+            raise NotReady(f"the planner says: {self._planner_lacks}")
+        self._stopped = None
+        self._set_off_anew(moment)
+
+    def accept(self, chunk: Chunk, moment: Moment) -> None:
         """Let a chunk replace the present one from the next tick on.
 
-        Raises ChunkRefused (wrong_width, out_of_order, stale, future); the present one continues.
+        Raises ChunkRefused for one that is of another planner or instruction, of another width, out
+        of order, late, early, out of range or too far away, and while nothing is known of where the
+        robot is; the present one continues. An arm that was moved while it was held sets off from
+        where it is.
         """
-        self._watch_clock(now_ns)
-        width = len(self._limits.lower)
-        if chunk.rows.shape[1] != width:
+        self._watch_clock(moment)
+        self._set_off_anew(moment)
+        require_fitting(chunk, self._limits, self._instruction)
+        self._require_planner(chunk, moment)
+        require_in_time(chunk, self._newest_plan_id, moment.now_ns, self._timeouts)
+        here = self._here
+        if here is None or self._measured_ns is None:
             raise ChunkRefused(
-                Refusal.WRONG_WIDTH, f"{chunk.rows.shape[1]} channels; expected {width}"
+                Refusal.NO_JOINTS,
+                "it is not known where the robot is; expected joint states, or its pose, before a "
+                "chunk",
             )
-        if chunk.plan_id == 1 and chunk.stamp_ns > self._newest_stamp_ns:
-            # The planner restarted. Remembered even when this first plan is refused below,
-            # or every plan after it would be out of order.
-            self._newest_plan_id = 0
-        if chunk.plan_id <= self._newest_plan_id:
-            raise ChunkRefused(
-                Refusal.OUT_OF_ORDER,
-                f"plan {chunk.plan_id} came after plan {self._newest_plan_id}; "
-                "expected ids that count up, from one planner",
-            )
-        if chunk.end_ns < now_ns:
-            raise ChunkRefused(
-                Refusal.STALE,
-                f"its last row was due {_seconds(now_ns - chunk.end_ns)} s ago; expected a plan "
-                "that is faster than its horizon, and clocks that agree",
-            )
-        ahead_ns = chunk.stamp_ns - now_ns
-        if ahead_ns > self._timeouts.clock_jump_s * NS_PER_S:
-            raise ChunkRefused(
-                Refusal.FUTURE,
-                f"its stamp is {_seconds(ahead_ns)} s ahead of the clock; expected clocks that "
-                "agree, and use_sim_time alike in all nodes",
-            )
+        require_reachable(chunk, here, moment.now_ns, self._limits, self._following)
         self._newest_plan_id = chunk.plan_id
-        self._newest_stamp_ns = chunk.stamp_ns
-        self._pending = chunk
+        self._planner_ns = self._accepted_ns = moment.steady_ns
+        if self._stopped is None:
+            self._pending = chunk
 
-    def tick(self, now_ns: int) -> Command | None:
+    def tick(self, moment: Moment) -> Command | None:
         """The command for now; None while WAITING."""
-        self._watch_clock(now_ns)
+        self._watch_clock(moment)
         if self._measured is None:
+            self._enter(self._cause(moment))
             return None
-        if self._command is None:
-            self._command = self._measured
-        previous_ns = now_ns if self._tick_ns is None else self._tick_ns
-        if self._pending is not None:
+        if self._motion is None:
+            self._motion, self._anew = self._limits.at_rest(self._measured), True
+        previous = self._ticked or moment
+        began = self._pending
+        if began is not None:
             # From the last command at its own time, so that a moving arm does not pause.
-            self._schedule = Schedule(self._pending, previous_ns, self._command)
+            begin_ns = moment.now_ns if self._leapt(previous, moment) else previous.now_ns
+            self._take_over(began, begin_ns, moment.now_ns)
             self._pending = None
-        self._tick_ns = now_ns
-        self._enter(self._reason_to_hold(now_ns))
-        if self._schedule is not None and self.state is State.TRACKING:
-            dt_s = min((now_ns - previous_ns) / NS_PER_S, MAX_STEP_S)
-            target = self._schedule.at(now_ns)
-            self._command, limited = self._limits.step(target, self._command, dt_s)
-            self.saturated += limited
-        return Command(self._command, self.state)
+        cause, before = self._cause(moment), self.state
+        if cause is None and before is not State.TRACKING and began is None:
+            cause = self._cause_not_to_go_on(moment)
+        self._enter(cause)
+        anew = self._anew or began is not None or self.state is not before
+        self._anew = False
+        self._ticked = moment
+        passed_s = self._passed_s(previous, moment)
+        dt_s = min(passed_s, MAX_STEP_S)
+        if passed_s > MAX_STEP_S or (cause is not None and cause.reason is Reason.OVERRUN):
+            # The arm has long reached the last command, and rests there.
+            self._motion, anew = self._limits.at_rest(self._motion.position), True
+        if self._path is None or self.state is not State.TRACKING:
+            self._motion = self._steps.towards_rest(self._motion, dt_s)
+            self._commanded.add(moment.now_ns, self._motion.position)
+            return Command(self._motion.position, self._motion.position, self.state, began, anew)
+        target = self._path.at(moment.now_ns)
+        wanted = self._kept = self._steps.where_held(self._kept, target.position)
+        self._motion = self._limits.step(wanted, target.velocity, self._motion, dt_s)
+        self._commanded.add(moment.now_ns, self._motion.position)
+        apart = np.abs(self._limits.space.difference(wanted, self._motion.position))
+        self.counts.saturated += bool(np.any(apart > ROUNDING))
+        return Command(self._motion.position, self._limits.clamp(wanted), self.state, began, anew)
 
-    def _reason_to_hold(self, now_ns: int) -> str:
-        """Empty when there is none."""
-        timeouts = self._timeouts
-        if self._schedule is None:
-            return self._flush_reason or "no chunk has arrived"
-        if self._measured_ns is None:
-            return "no joint states since the clock jumped"
-        if now_ns - self._measured_ns > timeouts.joint_timeout_s * NS_PER_S:
-            return f"joint states are older than {timeouts.joint_timeout_s} s"
-        if now_ns > self._schedule.end_ns + timeouts.hold_grace_s * NS_PER_S:
-            return "the chunk has ended"
-        return ""
+    def outlook(self, moment: Moment) -> Outlook:
+        """What is to come after the command of ``moment`` if nothing else does."""
+        assert self._motion is not None, "asked before the first command"
+        path = self._path if self.state is State.TRACKING else None
+        return Outlook(self._steps, moment.now_ns, self._motion, path, self._kept)
 
-    def _enter(self, reason_to_hold: str) -> None:
-        state = State.HOLDING if reason_to_hold else State.TRACKING
-        if self.state is State.TRACKING and state is State.HOLDING:
-            self.holds += 1
-        self.state, self.reason = state, reason_to_hold
+    def _require_planner(self, chunk: Chunk, moment: Moment) -> None:
+        """One planner at a time: another is followed when the one before is silent or has ended."""
+        if chunk.planner == self._ended:
+            raise ChunkRefused(
+                Refusal.ANOTHER_PLANNER,
+                f"from planner {chunk.planner:#x}, which has said that it ends; expected no more "
+                "of it",
+            )
+        if self._planner is not None and chunk.planner != self._planner:
+            silent_s = (moment.steady_ns - (self._planner_ns or 0)) / NS_PER_S
+            if silent_s <= self._timeouts.planner_s:
+                raise ChunkRefused(
+                    Refusal.ANOTHER_PLANNER,
+                    f"from planner {chunk.planner:#x}, {self._planner:#x} was heard {silent_s:.1f} "
+                    "s ago; expected one planner at a time: end the other policy node",
+                )
+        if chunk.planner != self._planner:
+            self._follow_planner(chunk.planner)
+
+    def _take_over(self, chunk: Chunk, begin_ns: int, now_ns: int) -> None:
+        """``begin_ns``: the time of the last command."""
+        assert self._motion is not None
+        space, held = self._limits.space, self._following.held
+        new: Path = Schedule(chunk, begin_ns, self._motion.position, space, held)
+        old = None if self._path is None else self._path.settled(now_ns)
+        if old is not None and self.state is State.TRACKING:
+            blend_s = min(self._following.blend_s, (old.end_ns - now_ns) / NS_PER_S)
+            if blend_s > 0:
+                new = CrossFade(old, new, now_ns, blend_s, space, held)
+        self._chunk, self._path, self._jumped = chunk, new, None
+        # What was seen stays true of an arm that stands still until its plan starts.
+        self._observed_ns = min(chunk.start_ns, now_ns)
+
+    def _cause(self, moment: Moment) -> Cause | None:
+        if self._stopped is not None:
+            return self._stopped
+        if self._cause_not_to_move is not None:
+            return self._cause_not_to_move
+        if self._chunk is None:
+            return self._jumped or Cause(Reason.NO_CHUNK, "no chunk has arrived")
+        signs = self._signs(self._chunk.end_ns, self._observed_ns)
+        return cause_to_hold(signs, self._timeouts, moment) or self._astray
+
+    @property
+    def _cause_not_to_move(self) -> Cause | None:
+        """Whatever is planned: where the robot is not known, or it may not be."""
+        if self._outside is None and self._measured is None:
+            return Cause(Reason.NO_JOINTS, "no joint states have arrived")
+        return self._outside
+
+    def _cause_not_to_go_on(self, moment: Moment) -> Cause | None:
+        """After a hold a chunk is gone on with where the arm is near it still, else given up."""
+        assert self._path is not None and self._motion is not None
+        target, here = self._path.at(moment.now_ns).position, self._motion.position
+        if not np.any(self._following.beyond_jump(target, here, self._limits.space)):
+            return None
+        self._forget_chunks()
+        return self._cause(moment)
+
+    def _signs(self, end_ns: int, observed_ns: int) -> Signs:
+        return Signs(
+            measured_ns=self._measured_ns,
+            observed_ns=observed_ns,
+            end_ns=end_ns,
+            planner_ns=self._planner_ns,
+            accepted_ns=self._accepted_ns,
+            ticked_ns=None if self._ticked is None else self._ticked.steady_ns,
+        )
+
+    def _enter(self, cause: Cause | None) -> None:
+        state = State.TRACKING if cause is None else State.HOLDING
+        state = State.WAITING if self._measured is None else state
+        state = State.STOPPED if self._stopped is not None else state
+        if self.state is State.TRACKING and cause is not None:
+            self.counts.holds += cause.reason is not Reason.STOPPED
+            self.counts.causes[cause.reason] += 1
+        before = self.cause and self.cause.reason
+        if state is not self.state or (cause and cause.reason) != before:
+            self.counts.transitions += 1
+            self._transitions.append(Transition(state, cause, self.plan_id))
+        self.state, self.cause = state, cause
+
+    def _follow_planner(self, planner: int) -> None:
+        self._planner, self._ended, self._planner_lacks = planner, None, ""
+        self._newest_plan_id = 0
+
+    def _forget_chunks(self) -> None:
+        self._chunk = self._path = self._pending = None
 
     def _is_jump(self, forward_ns: int) -> bool:
         return forward_ns > self._timeouts.clock_jump_s * NS_PER_S
 
-    def _watch_clock(self, now_ns: int) -> None:
+    def _leapt(self, before: Moment, after: Moment) -> bool:
+        """Whether the node's clock jumped in between, back, or forward of the steady one."""
+        passed_ns = after.now_ns - before.now_ns
+        return passed_ns < 0 or self._is_jump(passed_ns - (after.steady_ns - before.steady_ns))
+
+    @property
+    def _here(self) -> np.ndarray | None:
+        """Where the next command sets out from [width]: the last one, or what is measured."""
+        return self._measured if self._motion is None else self._motion.position
+
+    @property
+    def _follows_commands(self) -> np.ndarray:
+        """Channels that are measured where they are commanded [width]: not a gripper, which may
+        hold something, and not a velocity."""
+        return ~self._following.held & np.isnan(self._following.rest)
+
+    def _found_outside(self, positions: np.ndarray) -> Cause | None:
+        limits = self._limits
+        outside = beyond_range(positions, limits, self._following, _AT_THE_LIMIT)
+        if not np.any(outside):
+            return None
+        channel = int(np.argmax(outside))
+        return Cause(
+            Reason.OUTSIDE_LIMITS,
+            f"the robot is at {positions[channel]:.4g} in channel {channel}; expected "
+            f"{limits.lower[channel]:g} to {limits.upper[channel]:g}: move it there by other means",
+        )
+
+    def _is_elsewhere(self, commanded: np.ndarray) -> bool:
+        speed, space = self._limits.velocity, self._limits.space
+        near = np.where(np.isfinite(speed), _ELSEWHERE_S * speed, 0.0)
+        if self._measured is None:
+            return True
+        apart = np.abs(space.difference(self._measured, commanded))
+        return bool(np.any((apart > near) & space.of_step(self._follows_commands)))
+
+    def _found_astray(self, measured_ns: int) -> Cause | None:
+        """While a chunk is followed: an arm that is blocked would let the command run away."""
+        commanded = self._commanded.at(measured_ns)
+        if commanded is None or self._measured is None or self._following.open_loop:
+            return None
+        space, following = self._limits.space, self._following
+        beyond = following.beyond_jump(self._measured, commanded, space)
+        beyond &= space.of_step(self._follows_commands)
+        if not np.any(beyond):
+            return None
+        part = int(np.argmax(beyond))
+        apart = abs(space.difference(self._measured, commanded)[part])
+        return Cause(
+            Reason.NOT_FOLLOWING,
+            f"the robot does not follow: it is {apart:.4g} from where it was told to be in channel "
+            f"{part}; expected at most {following.jump[part]:g}",
+        )
+
+    def _set_off_anew(self, moment: Moment) -> None:
+        """Before an arm that is held goes on: it may have been moved, or have stayed behind.
+
+        Only by what was measured since the command rests: before, the arm was on its way there.
+        """
+        idle = self.state is not State.TRACKING and self._stopped is None and self.is_at_rest
+        if not idle or self._measured_ns is None or self._commanded.has_changed:
+            return
+        if moment.now_ns - self._measured_ns <= self._timeouts.joint_s * NS_PER_S:
+            self._set_off_from_measured()
+
+    def _set_off_from_measured(self) -> None:
+        """An arm that is elsewhere is commanded to be where it is, at rest."""
+        motion, measured = self._motion, self._measured
+        if motion is None or measured is None or not self._is_elsewhere(motion.position):
+            return
+        found = np.where(self._follows_commands, measured, motion.position)
+        self._motion, self._anew, self._astray = self._limits.at_rest(found), True, None
+        self._commanded.forget()
+
+    def _passed_s(self, previous: Moment, moment: Moment) -> float:
+        """Between two ticks. A robot in real time moves by the steady clock, and the node's may be
+        set while it runs: what is within the limits by both is within them."""
+        steady_s = (moment.steady_ns - previous.steady_ns) / NS_PER_S
+        if self._leapt(previous, moment):
+            return steady_s
+        passed_s = (moment.now_ns - previous.now_ns) / NS_PER_S
+        return passed_s if self._simulated_time else min(passed_s, steady_s)
+
+    def _watch_clock(self, moment: Moment) -> None:
         """Notice a jump of the clock before anything is done with its time."""
-        before_ns, self._clock_ns = self._clock_ns, now_ns
-        if before_ns is None:
+        before, self._clock = self._clock, moment
+        if before is None or not self._leapt(before, moment):
             return
-        leap_ns = now_ns - before_ns
-        if leap_ns >= 0 and not self._is_jump(leap_ns):
-            return
-        # Times of before say nothing any more; the last measurement is the best guess of where
-        # the arm is, and to be told where it is asks it to do nothing.
-        self._flush_reason = f"the clock jumped by {_seconds(leap_ns)} s"
-        self._schedule = self._pending = None
-        self._newest_plan_id = self._newest_stamp_ns = 0
-        self._tick_ns = None
-        self._measured_ns = None
-        self._command = self._measured
+        leap_ns = moment.now_ns - before.now_ns
+        self.jumps += 1
+        # Times of before say nothing any more.
+        self._jumped = Cause(Reason.CLOCK_JUMPED, f"the clock jumped by {_seconds(leap_ns)} s")
+        self._forget_chunks()
+        self._newest_plan_id = 0
+        self._measured_ns = self._astray = None
+        self._commanded.forget()
 
 
 def _seconds(duration_ns: int) -> str:

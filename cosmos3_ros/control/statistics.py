@@ -1,4 +1,4 @@
-"""How regularly commands leave: percentiles over a whole run, in constant memory and time."""
+"""How regularly a control loop runs: distributions of a whole run, in constant memory and time."""
 
 from __future__ import annotations
 
@@ -11,48 +11,66 @@ BINS = 20_000  # up to 200 ms; beyond it only the maximum is known
 NS_PER_MS = 1_000_000
 
 
-class IntervalStatistics:
-    """Jitter |interval - period| of events on a steady clock.
+class Histogram:
+    """Durations in steps of 0.01 ms: a percentile is the upper edge of its bin, the maximum exact.
 
-    A histogram in steps of 0.01 ms: a percentile is the upper edge of its bin, the maximum exact.
+    ``count`` is how many; percentile and maximum are NaN before the first [ms].
     """
 
-    def __init__(self, period_s: float) -> None:
-        self._period_ms = period_s * 1e3
+    def __init__(self) -> None:
         self._counts = np.zeros(BINS + 1, np.int64)
-        self._max_ms = math.nan
-        self._first_ns = 0
-        self._last_ns = 0
-        self.events = 0
+        self.count = 0
+        self.max_ms = math.nan
 
-    def add(self, steady_ns: int) -> None:
-        """An event now."""
-        if self.events:
-            interval_ms = (steady_ns - self._last_ns) / NS_PER_MS
-            jitter_ms = abs(interval_ms - self._period_ms)
-            self._counts[min(int(jitter_ms / BIN_MS), BINS)] += 1
-            self._max_ms = jitter_ms if math.isnan(self._max_ms) else max(jitter_ms, self._max_ms)
+    def add(self, duration_ns: int) -> None:
+        duration_ms = duration_ns / NS_PER_MS
+        self._counts[min(int(duration_ms / BIN_MS), BINS)] += 1
+        self.max_ms = duration_ms if self.count == 0 else max(duration_ms, self.max_ms)
+        self.count += 1
+
+    def percentile_ms(self, percent: float) -> float:
+        """What ``percent`` of the durations do not exceed."""
+        if self.count == 0:
+            return math.nan
+        rank = math.ceil(self.count * percent / 100)
+        index = int(np.searchsorted(np.cumsum(self._counts), max(rank, 1)))
+        return self.max_ms if index >= BINS else min((index + 1) * BIN_MS, self.max_ms)
+
+
+class LoopStatistics:
+    """Of a loop that is due every ``period_ns`` on a steady clock.
+
+    ``jitter``: |interval - period| between wake-ups. ``wake_up``: from the first deadline after the
+    last run to the wake-up. ``execution``: from there to the end of the work. ``missed``: periods
+    in which it did not run. ``early``: runs before their deadline, which are no period's.
+    """
+
+    def __init__(self, period_ns: int) -> None:
+        self._period_ns = period_ns
+        self.jitter, self.wake_up, self.execution = Histogram(), Histogram(), Histogram()
+        self.periods = self.missed = self.early = 0
+        self._first_ns = self._last_ns = 0
+
+    def add(self, due_ns: int, woken_ns: int, done_ns: int, missed: int) -> None:
+        """One run of the loop, and how many periods had passed without one before it."""
+        if self.periods:
+            self.jitter.add(abs(woken_ns - self._last_ns - self._period_ns))
         else:
-            self._first_ns = steady_ns
-        self._last_ns = steady_ns
-        self.events += 1
+            self._first_ns = woken_ns
+        self._last_ns = woken_ns
+        self.wake_up.add(max(woken_ns - due_ns, 0))
+        self.execution.add(done_ns - woken_ns)
+        self.periods += 1
+        self.missed += missed
+
+    def add_early(self, woken_ns: int, done_ns: int) -> None:
+        """One more run, between two deadlines."""
+        self.execution.add(done_ns - woken_ns)
+        self.early += 1
 
     @property
     def rate_hz(self) -> float:
-        """Events a second from the first to the last; NaN before the second."""
-        if self.events < 2:
+        """Periods' runs a second from the first to the last; NaN before the second."""
+        if self.periods < 2:
             return math.nan
-        return (self.events - 1) * 1e9 / (self._last_ns - self._first_ns)
-
-    @property
-    def max_ms(self) -> float:
-        """The largest jitter [ms]; NaN before the second event."""
-        return self._max_ms
-
-    def percentile_ms(self, percent: float) -> float:
-        """Jitter that ``percent`` of the intervals do not exceed [ms]; NaN before the second."""
-        if self.events < 2:
-            return math.nan
-        rank = math.ceil((self.events - 1) * percent / 100)
-        index = int(np.searchsorted(np.cumsum(self._counts), rank))
-        return self._max_ms if index >= BINS else min((index + 1) * BIN_MS, self._max_ms)
+        return (self.periods - 1) * 1e9 / (self._last_ns - self._first_ns)

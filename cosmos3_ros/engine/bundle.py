@@ -11,7 +11,7 @@ from typing import Any
 
 from cosmos3_ros.engine.session import GRAPHS, Contract, Prompting, Rope, Sampler
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 

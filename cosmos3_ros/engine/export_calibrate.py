@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cosmos3_ros.engine.export import Body, Calibration, make_contract
+from cosmos3_ros.engine.export import Calibration
 from cosmos3_ros.engine.export_checkpoint import WeightSource
+from cosmos3_ros.engine.export_contract import Body, make_contract
 from cosmos3_ros.engine.export_graphs import DenoiseGraph, ImageGraph, StepGraph, TextGraph
 from cosmos3_ros.engine.export_model import open_components
 from cosmos3_ros.engine.recipe import Recipe

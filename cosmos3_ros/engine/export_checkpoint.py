@@ -22,6 +22,8 @@ from cosmos3_ros.engine.recipe import RecipeError
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
+# What ``cosmos3 train`` leaves beside the weights of how they were trained.
+FACTS = "training.json"
 # safetensors' names of the types that an export reads.
 READABLE = {
     "F32": np.dtype(np.float32),

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from cosmos3_ros.engine.bundle import MANIFEST
+
 _LOCK = ".lock"
+# Compiled engines and their keys fit the graphs they were compiled from alone.
+_ENGINES = (".engine", ".engine.json")
 
 
 class FolderError(ValueError):
@@ -43,6 +48,41 @@ def whole_folder(out: Path) -> Iterator[Path]:
                     "some space, or name a folder on another disk",
                 ) from error
             raise
+
+
+@contextmanager
+def bundle_folder(out: Path) -> Iterator[Path]:
+    """``whole_folder`` for a bundle: what else lies beside an earlier one, its card for one, stays.
+
+    Raises FolderError, too, where ``out`` is there and is no bundle, and where a file of the new
+    bundle would take the place of one that the earlier one does not name.
+    """
+    others = _others(out)
+    with whole_folder(out) as work:
+        yield work
+        for path in others:
+            if (work / path.name).exists():
+                raise FolderError(
+                    f"'{path}' is not of the bundle there and would be replaced; expected a name "
+                    "that the new bundle has no file of: move it, or name another folder"
+                )
+            if path.is_dir() and not path.is_symlink():
+                shutil.copytree(path, work / path.name, symlinks=True)
+            else:
+                shutil.copy2(path, work / path.name, follow_symlinks=False)
+
+
+def _others(out: Path) -> list[Path]:
+    """What lies in a bundle's folder and is not of the bundle."""
+    if not out.exists():
+        return []
+    try:
+        own = {MANIFEST, *json.loads((out / MANIFEST).read_bytes())["files"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FolderError(
+            f"'{out}' exists and is no bundle that can be read; name another folder for the bundle"
+        ) from error
+    return [p for p in out.iterdir() if p.name not in own and not p.name.endswith(_ENGINES)]
 
 
 def require_space(folder: Path, size: int) -> None:

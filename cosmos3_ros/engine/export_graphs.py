@@ -253,6 +253,7 @@ class StepGraph(Graph):
         "clean_latent",
         "clean_rows",
         "noisy_rows",
+        "held_rows",
     )
     outputs = ("latents", "rows", "next_latent_history", "next_row_history")
 
@@ -275,6 +276,10 @@ class StepGraph(Graph):
         unconditional = given[f"unconditional_{kind}"]
         guided = unconditional + given["guidance"] * (conditional - unconditional)
         velocity = torch.where(given["guidance"] == 1, conditional, guided)
+        if kind == "row":
+            held, straight = given["held_rows"], given["start_rows"] - given["clean_rows"]
+            mixed = velocity + held * (straight - velocity)
+            velocity = torch.where(held == 0, velocity, mixed)
         history = given[f"{kind}_history"]
         each = (-1,) + (1,) * (history.dim() - 1)
         history = torch.where(given["place"].view(each) == 1, velocity, history)

@@ -94,6 +94,7 @@ def trace(
     optimize_ir(model)
     _as_initializers(model, weights)
     _require_names(module, model)
+    _forget_the_tracing(model)
     return model
 
 
@@ -111,6 +112,19 @@ def write(traced: Traced, folder: Path, progress: Callable[[int], None]) -> None
                 progress(stream.tell() - before)
     ir.save(traced.model, folder / traced.file)
     onnx.checker.check_model(str(folder / traced.file))
+
+
+def _forget_the_tracing(model: ir.Model) -> None:
+    """torch notes at every node which lines of which files on this machine it comes from."""
+    graph = model.graph
+    values = [*graph.inputs, *graph.initializers.values()]
+    for node in ir.traversal.RecursiveGraphIterator(graph):
+        node.metadata_props.clear()
+        values += node.outputs
+    for value in values:
+        value.metadata_props.clear()
+    graph.metadata_props.clear()
+    model.metadata_props.clear()
 
 
 def _arrays(traced: Traced) -> Iterator[tuple[ir.Value, np.ndarray]]:

@@ -29,12 +29,14 @@ Velocity = tuple[np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class Start:
-    """What a plan starts from: the noise, the clean rows, and which rows are noisy (1, else 0)."""
+    """What a plan starts from: the noise, the clean rows, which rows are noisy (1, else 0), and how
+    far those are held at the clean ones (0 free .. 1)."""
 
     latents: np.ndarray
     rows: np.ndarray
     clean_rows: np.ndarray
     noisy_rows: np.ndarray
+    held_rows: np.ndarray
 
 
 @torch.no_grad()
@@ -146,6 +148,12 @@ def stock_sampler(
                 free[0] + sampler.guidance * (velocities[0] - free[0]),
                 free[1] + sampler.guidance * (velocities[1] - free[1]),
             )
+        # A flow that ends at the clean rows is a straight line from the noise.
+        straight = start.rows - start.clean_rows
+        velocities = (
+            velocities[0],
+            (1 - start.held_rows) * velocities[1] + start.held_rows * straight,
+        )
         # A clean token has no velocity; a row has none beyond the robot's channels.
         velocities[0][:, :, :1] = 0
         velocities[1][:, contract.width :] = 0

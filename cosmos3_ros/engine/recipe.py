@@ -16,6 +16,8 @@ import yaml
 PRECISIONS = ("fp32", "bf16", "fp16", "fp8", "nvfp4")
 QUANTISED = ("fp8", "nvfp4")
 TOKENIZERS = ("checkpoint", "tokenizer_json", "byte_level")
+# How committed rows enter a plan: as clean rows, or by holding the denoising at them.
+PREFIXES = ("clean", "held")
 TIERS = (256, 480, 704, 720)
 # What a bundle keeps of the recipe that it was made of.
 RECIPE = "recipe.yaml"
@@ -107,6 +109,7 @@ class Recipe:
     guided: GuidanceSchedule
     text_tokens: int
     frame_latents: int
+    prefix: str
     layers_per_part: Mapping[str, int]
     quantisation: QuantisationRecipe
     model: ModelRecipe
@@ -123,6 +126,7 @@ _OPTIONAL = (
     "tier",
     "canvas",
     "frame_latents",
+    "prefix",
     "layers_per_part",
     "quantisation",
     "training",
@@ -175,6 +179,7 @@ def load_recipe(path: str | Path) -> Recipe:
         guided=_guided(path, sampler.get("guided", "every")),
         text_tokens=data["text_tokens"],
         frame_latents=data.get("frame_latents", 2),
+        prefix=_choice(path, "prefix", data.get("prefix", "held"), PREFIXES),
         layers_per_part=_layers_per_part(path, data.get("layers_per_part")),
         quantisation=_quantisation(path, precision, data.get("quantisation")),
         model=ModelRecipe(
@@ -221,6 +226,7 @@ def save_recipe(recipe: Recipe, path: Path) -> None:
         },
         "text_tokens": recipe.text_tokens,
         "frame_latents": recipe.frame_latents,
+        "prefix": recipe.prefix,
         **{key: value for key, value in optional.items() if value},
         "model": {key: value for key, value in asdict(model).items() if value is not None},
     }

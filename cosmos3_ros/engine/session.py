@@ -23,7 +23,7 @@ step      ``start_latents``, ``start_rows`` (the noise),              ``latents`
           ``conditional_row``, ``unconditional_row`` (velocities),
           ``guidance`` [1], ``place`` [N], ``coefficients`` [1+N],
           ``clean_latent`` [1,C,1,h,w], ``clean_rows`` [A,64],
-          ``noisy_rows``
+          ``noisy_rows``, ``held_rows`` [A,1] (0 free .. 1)
 frame     ``latents`` [1,C,F,h,w], the first F of them                ``frames`` [4(F-1),H,W,3]
                                                                       uint8
 ========  ==========================================================  =========================
@@ -31,7 +31,9 @@ frame     ``latents`` [1,C,F,h,w], the first F of them                ``frames``
 ``step`` advances the sampler: v = unconditional + guidance * (conditional - unconditional) enters
 the history where ``place`` is 1, and x = coefficients[0] * start + sum_j coefficients[1+j] *
 history[j]. Then latent frame 0 is ``clean_latent``, rows whose ``noisy_rows`` is 0 are
-``clean_rows``, and channels beyond the embodiment's width are 0.
+``clean_rows``, and channels beyond the embodiment's width are 0. A noisy row is held at
+``clean_rows`` by its share in ``held_rows``: so far its velocity is that of a flow that ends there,
+start_rows - clean_rows.
 
 Keys and values have the type that the bundle's precision gives them. Everything that is not named
 otherwise is float32. ``frames`` starts one frame after the canvas.
@@ -40,13 +42,14 @@ otherwise is float32. ``frames`` starts one frame after the canvas.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 
 GRAPHS = ("text", "image", "denoise", "step", "frame")
 CONDITIONAL, UNCONDITIONAL = "conditional", "unconditional"
+CLEAN = "clean"
 
 # Added to the attention scores of padded text tokens: far below any score, and finite in FP16.
 TEXT_PADDING_BIAS = -1e4
@@ -110,9 +113,12 @@ class Contract:
     """What the graphs of a bundle were exported for. Sizes are pixels unless they say latent.
 
     ``history``: the velocities that the step graph keeps; a sampler may have fewer steps.
+    ``prefix``: how committed rows enter a plan, "clean" where the checkpoint was trained for that,
+    else "held". ``meaning``: of rows and pictures, as the embodiment had it by aspect.
     """
 
     embodiment: str
+    meaning: Mapping[str, str] = field(hash=False)
     domain_id: int
     width: int
     action_dim: int
@@ -131,6 +137,7 @@ class Contract:
     temporal_compression: int
     frame_latents: int
     history: int
+    prefix: str
     rope: Rope
     prompting: Prompting
     sampler: Sampler

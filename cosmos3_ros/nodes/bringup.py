@@ -11,13 +11,13 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from typing import Any
 
 import rclpy
 from lifecycle_msgs.msg import State, Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 from rclpy.executors import Executor, ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
+from rclpy.task import Future
 from rclpy.utilities import remove_ros_args
 
 from cosmos3_ros.nodes.running import leave
@@ -41,6 +41,8 @@ NAMES = {
 }
 # What a node that answers at all needs to answer; transitions have a time-out of their own.
 ANSWER_TIMEOUT_S = 10.0
+# A server drops an answer while it has not discovered who asked: what may be asked twice is.
+_ASK_AGAIN_S = 1.0
 
 
 class BringupError(RuntimeError):
@@ -73,8 +75,14 @@ class ManagedNode:
 
     def state(self) -> str:
         """The primary state's name, or the transition the node is in."""
-        answer = self._call(self._get, GetState.Request(), ANSWER_TIMEOUT_S, "say its state")
-        return STATES.get(answer.current_state.id, str(answer.current_state.label))
+        asked: list[Future] = []
+        end_s = time.monotonic() + ANSWER_TIMEOUT_S
+        while time.monotonic() < end_s:
+            asked.append(self._get.call_async(GetState.Request()))
+            self._executor.spin_until_future_complete(asked[-1], _ASK_AGAIN_S)
+            if (state := _newest_state(asked)) is not None:
+                return state
+        raise BringupError(f"{self.name}: did not say its state within {ANSWER_TIMEOUT_S:g} s")
 
     def change(self, step: tuple[int, str, str], timeout_s: float) -> bool:
         """Take one step; False when the node is past it already.
@@ -90,23 +98,35 @@ class ManagedNode:
             raise BringupError(
                 f"{self.name}: cannot {NAMES[step]}: its state is {state}, expected {start}"
             )
-        request = ChangeState.Request(transition=Transition(id=transition))
-        answer = self._call(self._change, request, timeout_s, NAMES[step])
-        state = self.state()
-        if not answer.success or state != goal:
+        self._go(transition, goal, timeout_s, NAMES[step])
+        if (state := self.state()) != goal:
             raise BringupError(
                 f"{self.name}: {NAMES[step]} failed; its state is {state}, expected {goal}; its "
                 "log says why"
             )
         return True
 
-    def _call(self, client: Any, request: Any, timeout_s: float, what: str) -> Any:
-        future = client.call_async(request)
-        self._executor.spin_until_future_complete(future, timeout_s)
-        if not future.done():
-            client.remove_pending_request(future)
-            raise BringupError(f"{self.name}: did not {what} within {timeout_s:g} s")
-        return future.result()
+    def _go(self, transition: int, goal: str, timeout_s: float, what: str) -> None:
+        """Ask for a transition, once, and wait for its end: its answer, or a state of ``goal``."""
+        request = ChangeState.Request(transition=Transition(id=transition))
+        answered = self._change.call_async(request)
+        asked: list[Future] = []
+        end_s = time.monotonic() + timeout_s
+        while (left_s := end_s - time.monotonic()) > 0:
+            self._executor.spin_until_future_complete(answered, min(left_s, _ASK_AGAIN_S))
+            if answered.done() or _newest_state(asked) == goal:
+                return
+            asked.append(self._get.call_async(GetState.Request()))
+        raise BringupError(f"{self.name}: did not {what} within {timeout_s:g} s")
+
+
+def _newest_state(asked: list[Future]) -> str | None:
+    """What was answered to the last question that was; None: to none."""
+    for question in reversed(asked):
+        if question.done():
+            state = question.result().current_state
+            return STATES.get(state.id, str(state.label))
+    return None
 
 
 def bring_up(nodes: list[ManagedNode], discovery_timeout_s: float, timeout_s: float) -> None:

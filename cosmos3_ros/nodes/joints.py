@@ -62,11 +62,22 @@ class JointMap:
         ]
 
 
+def require_pairs(message: JointState) -> None:
+    """Raises ValueError where names and positions do not pair up."""
+    if len(message.name) != len(message.position):
+        raise ValueError(
+            f"{len(message.name)} names and {len(message.position)} positions; expected one "
+            "position a name"
+        )
+
+
 class JointReader:
     """The newest position of every joint, gathered by name from however many messages it takes."""
 
-    def __init__(self, joints: JointMap) -> None:
+    def __init__(self, joints: JointMap, *, gripper_topic: bool = False) -> None:
+        """``gripper_topic``: closedness comes from ``read_gripper`` alone, not from its joint."""
         self._joints = joints
+        self._from_topic = joints.is_gripper & gripper_topic
         self._index = {name: i for i, name in enumerate(joints.names)}
         self._positions = np.full(len(joints.names), np.nan)
         self._stamps_ns = np.zeros(len(joints.names), np.int64)
@@ -96,17 +107,14 @@ class JointReader:
         A message without a stamp counts as measured now. Raises ValueError, and takes nothing,
         where names and positions do not pair up, or none or a NaN of ours is among them.
         """
-        if len(message.name) != len(message.position):
-            raise ValueError(
-                f"{len(message.name)} names and {len(message.position)} positions; "
-                "expected one position a name"
-            )
+        require_pairs(message)
         found = {
             self._index[name]: position
             for name, position in zip(message.name, message.position, strict=True)
             if name in self._index
         }
-        wrong = [self._joints.names[i] for i, p in found.items() if not math.isfinite(p)]
+        told = {i: position for i, position in found.items() if not self._from_topic[i]}
+        wrong = [self._joints.names[i] for i, p in told.items() if not math.isfinite(p)]
         if wrong or not found:
             raise ValueError(
                 f"position of {', '.join(wrong)} is not finite"
@@ -116,7 +124,7 @@ class JointReader:
             )
         stamp = message.header.stamp
         stamp_ns = stamp.sec * 1_000_000_000 + stamp.nanosec or now_ns
-        for i, position in found.items():
+        for i, position in told.items():
             self._positions[i] = position
             self._stamps_ns[i] = stamp_ns
 

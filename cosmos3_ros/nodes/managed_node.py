@@ -72,10 +72,19 @@ class ManagedNode(LifecycleNode, ABC):
         self.get_logger().error("a transition failed: back to unconfigured")
         return self.on_cleanup(state)
 
-    def own_publisher(self, kind: type, topic: str, qos: Any) -> Any:
-        """A publisher until clean-up; it speaks while the node is active."""
-        publisher = self.create_lifecycle_publisher(kind, topic, qos)
-        self.until_cleaned_up(partial(self.destroy_lifecycle_publisher, publisher))
+    def destroy_node(self) -> None:
+        """End what still works, for a thread of it would outlive the node."""
+        _release(self._active_parts)
+        super().destroy_node()
+
+    def own_publisher(self, kind: type, topic: str, qos: Any, *, inactive_too: bool = False) -> Any:
+        """A publisher until clean-up; it speaks while the node is active, or ``inactive_too``."""
+        if inactive_too:
+            publisher = self.create_publisher(kind, topic, qos)
+            self.until_cleaned_up(partial(self.destroy_publisher, publisher))
+        else:
+            publisher = self.create_lifecycle_publisher(kind, topic, qos)
+            self.until_cleaned_up(partial(self.destroy_lifecycle_publisher, publisher))
         return publisher
 
     def until_cleaned_up(self, end: Callable[[], object]) -> None:
@@ -86,6 +95,11 @@ class ManagedNode(LifecycleNode, ABC):
         """A subscription while the node is active."""
         subscription = self.create_subscription(kind, topic, callback, qos)
         self.while_active(partial(self.destroy_subscription, subscription))
+
+    def serve(self, kind: type, name: str, callback: Callable[[Any, Any], Any]) -> None:
+        """A service while the node is active."""
+        service = self.create_service(kind, name, callback)
+        self.while_active(partial(self.destroy_service, service))
 
     def repeat(self, period_s: float, callback: Callable[[], None]) -> None:
         """A timer while the node is active, on a steady clock: the node's own may stand or jump."""

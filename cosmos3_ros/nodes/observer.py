@@ -11,17 +11,22 @@ from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
+from geometry_msgs.msg import PoseStamped
 from sensor_msgs.msg import CompressedImage, Image, JointState
 
+from cosmos3_ros.control.space import Space
 from cosmos3_ros.nodes.images import rgb_of
 from cosmos3_ros.nodes.joints import JointMap
 from cosmos3_ros.policy.embodiment import Embodiment
 from cosmos3_ros.policy.plan import Observation
+from cosmos3_ros.policy.poses import POSE_WIDTH
 
 # A camera whose clock is ahead of ours by more than this is not believed.
 FUTURE_TOLERANCE_S = 0.05
 # A picture is not squeezed into a cell of another shape.
 ASPECT_TOLERANCE = 0.02
+# A position and a quaternion.
+_POSE = Space(POSE_WIDTH, (3,))
 # Joint states are kept this long, to find the one that belongs to a picture.
 JOINT_HISTORY = 2000
 
@@ -63,8 +68,10 @@ class Observer:
         joints: JointMap | None,
         gripper_topic: bool,
         limits: Tolerances,
+        poses: tuple[str, ...] = (),
     ) -> None:
-        """``joints``: the robot's, or None where the policy takes no state.
+        """``joints``: the robot's, or None where the policy takes no state. ``poses``: the topics
+        of end effectors whose poses a plan begins from.
 
         ``gripper_topic``: closedness comes from ``on_gripper``, not from the gripper's joint.
         """
@@ -75,6 +82,9 @@ class Observer:
         self._images: dict[str, Image | CompressedImage] = {}
         self._positions: deque[tuple[int, dict[str, float]]] = deque(maxlen=JOINT_HISTORY)
         self._gripper: deque[tuple[int, dict[str, float]]] = deque(maxlen=JOINT_HISTORY)
+        self._poses: dict[str, deque[PoseStamped]] = {
+            topic: deque(maxlen=JOINT_HISTORY) for topic in poses
+        }
 
     def on_image(self, camera: str, message: Image | CompressedImage) -> None:
         self._images[camera] = message
@@ -90,15 +100,24 @@ class Observer:
         """Closedness (0 open, 1 closed), as of ``now_ns``: the topic carries no stamp."""
         self._gripper.append((now_ns, {"": closedness}))
 
+    def on_pose(self, topic: str, message: PoseStamped) -> None:
+        self._poses[topic].append(message)
+
     def clear(self) -> None:
         """Forget everything: the clock jumped."""
+        for history in self._poses.values():
+            history.clear()
         self._images.clear()
         self._positions.clear()
         self._gripper.clear()
 
     def snapshot(self) -> Observer:
         """A copy that later messages do not change."""
-        copy = Observer(self._embodiment, self._joints, self._gripper_topic, self._limits)
+        copy = Observer(
+            self._embodiment, self._joints, self._gripper_topic, self._limits, tuple(self._poses)
+        )
+        for topic, history in self._poses.items():
+            copy._poses[topic].extend(history)
         copy._images.update(self._images)
         copy._positions.extend(self._positions)
         copy._gripper.extend(self._gripper)
@@ -128,7 +147,8 @@ class Observer:
                     f"camera '{view.name}': picture is {width}x{height}, its cell on the canvas "
                     f"{view.width}x{view.height}; expected the same shape, crop it upstream",
                 )
-        return StampedObservation(stamp, Observation(images, self._state(stamp)))
+        observation = Observation(images, self._state(stamp), self._poses_at(stamp))
+        return StampedObservation(stamp, observation)
 
     def _checked_stamp(self, now_ns: int) -> int:
         missing = [v.name for v in self._embodiment.cameras if v.name not in self._images]
@@ -175,6 +195,24 @@ class Observer:
             state[is_gripper] = self._nearest(self._gripper, [""], stamp, "gripper_state")[""]
         return state
 
+    def _poses_at(self, stamp: int) -> np.ndarray:
+        """Poses nearest to a stamp [number of topics, 7]."""
+        poses = np.zeros((len(self._poses), POSE_WIDTH))
+        for row, (topic, history) in zip(poses, self._poses.items(), strict=True):
+            nearest = min(history, key=lambda pose: abs(stamp_ns(pose) - stamp), default=None)
+            skew_s = math.inf if nearest is None else abs(stamp_ns(nearest) - stamp) / 1e9
+            if nearest is None or skew_s > self._limits.joint_skew_s:
+                found = "nothing" if nearest is None else f"one {skew_s:.3f} s away"
+                raise Refusal(
+                    "pose_missing" if nearest is None else "pose_stale",
+                    f"{topic}: {found}; expected a pose within {self._limits.joint_skew_s} s of "
+                    "the picture (joint_skew_s)",
+                )
+            if objection := pose_objection(nearest, self._embodiment.base_frame):
+                raise Refusal("pose_malformed", f"{topic}: {objection}")
+            row[:] = pose_of(nearest)
+        return poses
+
     def _nearest(
         self,
         history: deque[tuple[int, dict[str, float]]],
@@ -206,7 +244,29 @@ class Observer:
         return found
 
 
-def stamp_ns(message: Image | CompressedImage | JointState) -> int:
+def pose_of(message: PoseStamped) -> np.ndarray:
+    """Position [m] and quaternion x, y, z, w [7]."""
+    p, q = message.pose.position, message.pose.orientation
+    return np.array([p.x, p.y, p.z, q.x, q.y, q.z, q.w])
+
+
+def pose_objection(message: PoseStamped, base_frame: str) -> str:
+    """Why a message does not tell where something is in the base frame; empty where it does.
+
+    One that names no frame is taken to be in it.
+    """
+    frame, pose = message.header.frame_id, pose_of(message)
+    if frame not in ("", base_frame):
+        return f"in frame '{frame}'; expected '{base_frame}', transform it upstream"
+    if not _POSE.holds(pose):
+        return (
+            f"{pose.round(3).tolist()} is no pose; expected finite numbers and a quaternion of "
+            "length 1"
+        )
+    return ""
+
+
+def stamp_ns(message: Image | CompressedImage | JointState | PoseStamped) -> int:
     """Stamp of a message [ns]."""
     stamp = message.header.stamp
     return int(stamp.sec) * 1_000_000_000 + int(stamp.nanosec)

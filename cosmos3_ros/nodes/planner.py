@@ -5,13 +5,16 @@ from __future__ import annotations
 import time
 from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from cosmos3_ros.control.chunk import NS_PER_S, Chunk
+from cosmos3_ros.control.overlap import Committed, Heard, Overlap
 from cosmos3_ros.nodes.images import ImageError
 from cosmos3_ros.nodes.observer import Observer, Refusal
 from cosmos3_ros.nodes.worker import Worker
+from cosmos3_ros.policy.commands import CommandSpace
 from cosmos3_ros.policy.plan import Plan, PlanError, Policy, Prompt, draw_noise
 from cosmos3_ros.policy.prompt import PromptError
 
@@ -20,20 +23,18 @@ LATENCIES_KEPT = 200
 
 @dataclass(frozen=True)
 class StampedPlan:
-    """A plan with what its message says of it. ``stamp_ns``: time of its observation."""
+    """A plan, and the chunk that the controller gets of it."""
 
-    plan_id: int
-    stamp_ns: int
-    instruction: str
+    chunk: Chunk
     plan: Plan
-    latency_s: float
 
 
 @dataclass(frozen=True)
 class PlannerStatus:
     """``fault``: why planning has ended for good. ``waiting``: why there is no plan right now.
 
-    ``prompted``: the instruction is one the policy can follow.
+    ``prompted``: the instruction is one the policy can follow. ``strategy``: the one in force.
+    ``degraded``: why that is not the one asked for.
     """
 
     instruction: str
@@ -46,6 +47,8 @@ class PlannerStatus:
     latencies_s: tuple[float, ...]
     rejected_observations: dict[str, int]
     rejected_chunks: dict[str, int]
+    strategy: str
+    degraded: str
 
 
 class Planner(Worker):
@@ -53,13 +56,16 @@ class Planner(Worker):
 
     ``publish`` is called on the planning thread with each plan, ``refuse`` with each refusal (the
     word it is counted under, and the sentence), ``fail`` with what ended planning for good.
-    ``now_ns`` is the node's clock.
+    ``now_ns`` is the node's clock. ``planner``: the number that its chunks are under.
     """
 
     def __init__(
         self,
+        planner: int,
         policy: Policy,
+        commands: CommandSpace,
         observer: Observer,
+        overlap: Overlap,
         now_ns: Callable[[], int],
         publish: Callable[[StampedPlan], None],
         refuse: Callable[[str, str], None],
@@ -67,24 +73,31 @@ class Planner(Worker):
         seed: int,
         plan_rate_hz: float,
         added_latency_s: float,
+        state_ahead: bool,
     ) -> None:
-        """``plan_rate_hz``: at most so many plans a second; 0: as soon as the engine is free.
-        ``added_latency_s``: each plan takes so much longer than it does.
+        """``plan_rate_hz``: at most so many plans a second, but at once by another instruction or
+        when the clock has jumped; 0: as soon as the engine is free.
+        ``added_latency_s``: each plan takes so much longer than it does. ``state_ahead``: plan from
+        where the arm will be when the plan arrives, not from where it is.
 
         ``seed``: of the noise; negative: another noise each run.
         """
         super().__init__("planner")
-        self._policy, self._observer = policy, observer
+        self._id = planner
+        self._policy, self._commands = policy, commands
+        self._observer, self._overlap = observer, overlap
         self._now_ns, self._publish = now_ns, publish
         self._refuse, self._fail = refuse, fail
         self._rng = np.random.default_rng(seed if seed >= 0 else None)
         self._period_s = 1 / plan_rate_hz if plan_rate_hz > 0 else 0.0
-        self._added_latency_s = added_latency_s
+        self._added_latency_s, self._state_ahead = added_latency_s, state_ahead
         self._instruction: str | None = None
         self._prompted_for: str | None = None
         self._prompt: Prompt | None = None
         self._tried: int | None = None
         self._last_stamp: int | None = None
+        self._due = 0.0  # no plan before this time of the monotonic clock [s]
+        self._free_ns = 0  # when the engine had done its last work, by the node's clock
         self._fault, self._waiting = "", "no instruction has arrived"
         self._plans = self._observations = 0
         self._latencies: deque[float] = deque(maxlen=LATENCIES_KEPT)
@@ -102,14 +115,21 @@ class Planner(Worker):
         """The clock jumped: what was observed before it counts no longer."""
         with self.changed:
             self._observer.clear()
+            self._overlap.forget()
             self._tried = self._last_stamp = None
+            self._due = 0.0
+
+    def hear(self, heard: Heard) -> None:
+        """What the controller says of the chunks it got."""
+        with self.changed:
+            self._overlap.hear(heard)
 
     def instruct(self, instruction: str) -> None:
         """A new instruction. An empty one is refused, and ends planning until the next."""
         with self.changed:
             self._instruction = instruction
             if instruction != self._prompted_for:
-                self._prompt = None
+                self._prompt = self._prompted_for = None
                 self._waiting = "the instruction is being read"
             self.changed.notify_all()
 
@@ -126,32 +146,35 @@ class Planner(Worker):
                 latencies_s=tuple(self._latencies),
                 rejected_observations=dict(self._rejected_observations),
                 rejected_chunks=dict(self._rejected_chunks),
+                strategy=self._overlap.strategy,
+                degraded=self._overlap.degraded,
             )
 
     def work(self) -> None:
-        next_start = time.monotonic()
         try:
             while self._wait_for_work():
                 if self._instruction is not None and self._instruction != self._prompted_for:
                     self._prefill(self._instruction)
-                elif self._prompt is not None and self.rest_until(next_start):
-                    next_start = time.monotonic() + self._period_s
-                    self._plan(self._prompt)
+                else:
+                    self._plan()
         except Exception as error:  # the engine failed: say so, and leave the arm to the controller
             with self.changed:
                 self._fault = f"{type(error).__name__}: {error}"
             self._fail(f"planning has ended: {self._fault}; deactivate and activate the node again")
 
     def _wait_for_work(self) -> bool:
-        """Wait for another instruction or, once there is a prompt, another picture."""
+        """Wait for another instruction or, once there is a prompt and a plan due, a picture."""
         with self.changed:
             while not self.stopping:
                 if self._instruction != self._prompted_for:
                     return True
                 progress = self._observer.progress()
+                rest_s: float | None = None
                 if self._prompt is not None and progress not in (None, self._tried):
-                    return True
-                self.changed.wait()
+                    rest_s = self._due - time.monotonic()
+                    if rest_s <= 0:
+                        return True
+                self.changed.wait(rest_s)
         return False
 
     def _prefill(self, instruction: str) -> None:
@@ -163,12 +186,16 @@ class Planner(Worker):
             self._reject(self._rejected_observations, "instruction", str(error))
         with self.changed:
             self._prompt, self._prompted_for = prompt, instruction
+            self._due = 0.0
             if prompt is not None:
                 self._waiting = "no observation has arrived"
 
-    def _plan(self, prompt: Prompt) -> None:
-        started = time.monotonic()
+    def _plan(self) -> None:
+        started, started_ns = time.monotonic(), self._now_ns()
         with self.changed:
+            prompt = self._prompt
+            if prompt is None:
+                return  # another instruction came meanwhile
             self._tried = self._observer.progress()
             observer = self._observer.snapshot()
         try:
@@ -177,18 +204,36 @@ class Planner(Worker):
             self._reject(self._rejected_observations, error.reason, str(error))
             return
         with self.changed:
+            overlap = self._overlap
+            if not overlap.may_begin(stamped.stamp_ns):
+                return
             self._observations += 1
             self._last_stamp = stamped.stamp_ns
-        contract = self._policy.contract
+            self._due = started + self._period_s
+            committed = overlap.committed(stamped.stamp_ns)
+            ahead = overlap.arrival(stamped.stamp_ns) if self._state_ahead else None
+        contract, observation = self._policy.contract, stamped.observation
+        if ahead is not None:
+            observation = replace(observation, state=ahead.state)
+        poses = observation.poses
+        known = self._in_model_rows(committed, poses)
+        waited_s = max(self._free_ns - stamped.stamp_ns, 0) / NS_PER_S
         try:
             noise = draw_noise(contract, self._rng)
-            plan = self._policy.plan(stamped.observation, prompt, noise)
+            plan = self._policy.plan(observation, prompt, noise, *known)
         except PlanError as error:
             self._reject(self._rejected_chunks, "not_finite", str(error))
             return
         self.rest_until(time.monotonic() + self._added_latency_s)
         latency_s = time.monotonic() - started
-        age_s = (self._now_ns() - stamped.stamp_ns) / 1e9
+        now_ns = self._free_ns = self._now_ns()
+        if now_ns < started_ns:
+            return  # the clock jumped back meanwhile: the plan is of another time
+        with self.changed:
+            start_ns = overlap.arrived(stamped.stamp_ns, now_ns)
+        if ahead is not None:
+            start_ns = max(start_ns, ahead.at_ns)
+        age_s = (now_ns - start_ns) / NS_PER_S
         if age_s > contract.chunk / contract.fps:
             self._reject(
                 self._rejected_chunks,
@@ -205,8 +250,31 @@ class Planner(Worker):
             self._plans += 1
             self._latencies.append(latency_s)
             self._waiting = ""
-            plan_id = self._plans
-        self._publish(StampedPlan(plan_id, stamped.stamp_ns, prompt.instruction, plan, latency_s))
+            chunk = Chunk(
+                plan_id=self._plans,
+                stamp_ns=stamped.stamp_ns,
+                rate_hz=contract.fps,
+                rows=self._commands.commands(plan.rows, poses),
+                start_ns=start_ns,
+                planner=self._id,
+                instruction=prompt.instruction,
+                committed_rows=plan.committed_rows,
+                latency_s=latency_s,
+                engine_s=waited_s + plan.engine_s + self._added_latency_s,
+            )
+            overlap.published(chunk)
+        self._publish(StampedPlan(chunk, plan))
+
+    def _in_model_rows(
+        self, committed: Committed | None, poses: np.ndarray
+    ) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Committed rows and their continuation as rows of the plan, from ``poses`` on."""
+        if committed is None:
+            return None, None
+        commands = np.concatenate([committed.rows, committed.continuation])
+        rows = self._commands.model_rows(commands, poses)
+        count = len(committed.rows)
+        return rows[:count], rows[count:]
 
     def _reject(self, counter: Counter[str], reason: str, message: str) -> None:
         with self.changed:

@@ -5,107 +5,42 @@ It thinks a few times a second and fails apart from the controller node, which h
 
 from __future__ import annotations
 
+import secrets
 import time
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
-from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from geometry_msgs.msg import PoseStamped
 from rclpy.clock import JumpThreshold, TimeJump
 from rclpy.duration import Duration
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import Float64, String
 from tokenizers import Tokenizer
 
-from cosmos3_ros.control.chunk import Chunk
-from cosmos3_ros.engine.backends import BACKENDS, open_backend
+from cosmos3_ros.control.overlap import Heard, Overlap, Strategy
+from cosmos3_ros.control.space import Space
+from cosmos3_ros.engine.backends import open_backend
 from cosmos3_ros.engine.bundle import TOKENIZER, Bundle, load_bundle
-from cosmos3_ros.msg import ActionChunk, PolicyStatus
-from cosmos3_ros.nodes.chunks import message_from_chunk
+from cosmos3_ros.msg import ActionChunk, ControllerStatus, PolicyStatus
+from cosmos3_ros.nodes.chunks import message_from_chunk, time_message
 from cosmos3_ros.nodes.frame_painter import FramePainter
 from cosmos3_ros.nodes.images import image_message
 from cosmos3_ros.nodes.joints import JointMap
 from cosmos3_ros.nodes.managed_node import ManagedNode
+from cosmos3_ros.nodes.measured import pose_topic
 from cosmos3_ros.nodes.observer import Observer, Tolerances
-from cosmos3_ros.nodes.parameters import (
-    DeclaredParameters,
-    ParameterError,
-    depth_parameter,
-    parameter,
-    qos_profile,
-    reliability_parameter,
-)
+from cosmos3_ros.nodes.parameters import DeclaredParameters, ParameterError, qos_profile
 from cosmos3_ros.nodes.planner import Planner, PlannerStatus, StampedPlan
+from cosmos3_ros.nodes.policy_parameters import PolicyParameters
 from cosmos3_ros.nodes.running import leave, run
+from cosmos3_ros.policy.commands import CommandSpace, command_space
 from cosmos3_ros.policy.embodiment import load_embodiment
 from cosmos3_ros.policy.plan import Observation, Policy, draw_noise
 
 STATUS_PERIOD_S = 1.0
 WARM_UP_INSTRUCTION = "Hold still."
-
-
-@dataclass(frozen=True)
-class PolicyParameters:
-    """Parameters of the policy node, read when it is configured."""
-
-    bundle: str = parameter("", "Folder of the bundle, written by 'cosmos3 export'.")
-    backend: str = parameter("onnxruntime", "Who runs the graphs.", choices=BACKENDS)
-    threads: int = parameter(
-        0, "CPU threads of the engine; 0: one a core.", "threads", minimum=0, maximum=256
-    )
-    engine_rebuild: bool = parameter(
-        False, "TensorRT: compile engines that are missing or do not fit, which takes minutes."
-    )
-    engine_cuda_graphs: bool = parameter(
-        True, "TensorRT: replay each plan as one CUDA graph; without is slower."
-    )
-    embodiment: str = parameter("", "Embodiment name or file; empty: the bundle's own.")
-    joint_names: tuple[str, ...] = parameter(
-        (), "The robot's arm joints in channel order; empty: the embodiment's."
-    )
-    gripper_source: str = parameter(
-        "joint",
-        "Where closedness comes from: the gripper's joint, or the topic gripper_state.",
-        choices=("joint", "topic"),
-    )
-    image_transport: str = parameter(
-        "raw", "Camera topics: Image, or CompressedImage.", choices=("raw", "compressed")
-    )
-    image_reliability: str = reliability_parameter("the cameras", "best_effort")
-    image_depth: int = depth_parameter("each camera", 1)
-    joint_states_reliability: str = reliability_parameter("joint_states and gripper_state")
-    joint_states_depth: int = depth_parameter("joint_states and gripper_state", 10)
-    predicted_frame_reliability: str = reliability_parameter("predicted_frame")
-    camera_skew_s: float = parameter(
-        0.05, "Cameras further apart in time are refused.", "s", minimum=0.0, maximum=10.0
-    )
-    observation_max_age_s: float = parameter(
-        0.5, "Pictures older than this are refused.", "s", minimum=0.001, maximum=60.0
-    )
-    joint_skew_s: float = parameter(
-        0.1, "Joint states further from the picture are refused.", "s", minimum=0.001, maximum=10.0
-    )
-    plan_rate_hz: float = parameter(
-        0.0, "At most so many plans a second; 0: whenever free.", "Hz", minimum=0.0, maximum=100.0
-    )
-    added_latency_s: float = parameter(
-        0.0,
-        "Each plan is held back so long, to try what a slower model does.",
-        "s",
-        minimum=0.0,
-        maximum=10.0,
-    )
-    predicted_frame_rate_hz: float = parameter(
-        2.0, "Predicted frames a second; 0: none.", "Hz", minimum=0.0, maximum=60.0
-    )
-    predicted_frame_rows: int = parameter(
-        1, "How far ahead a predicted frame looks.", "rows", minimum=1, maximum=64
-    )
-    seed: int = parameter(
-        -1, "Seed of the sampler's noise; -1: another each run.", minimum=-1, maximum=2**31 - 1
-    )
 
 
 class PolicyNode(ManagedNode):
@@ -117,6 +52,7 @@ class PolicyNode(ManagedNode):
         self._settings: PolicyParameters
         self._bundle: Bundle
         self._policy: Policy
+        self._space: CommandSpace
         self._planner: Planner | None = None
         self._painter: FramePainter | None = None
         self._state = PolicyStatus.STATE_WAITING_FOR_INSTRUCTION
@@ -131,6 +67,7 @@ class PolicyNode(ManagedNode):
         self._bundle = load_bundle(parameters.bundle)
         contract = self._bundle.manifest.contract
         embodiment = load_embodiment(parameters.embodiment or contract.embodiment)
+        self._space = command_space(embodiment)
         # Only a state row asks for joints; without one the robot need not publish any.
         self._joints = JointMap(embodiment, parameters.joint_names) if contract.state_row else None
         last_frame = (contract.frame_latents - 1) * contract.temporal_compression
@@ -138,6 +75,16 @@ class PolicyNode(ManagedNode):
             raise ParameterError(
                 f"parameter 'predicted_frame_rows' is {parameters.predicted_frame_rows}, the "
                 f"bundle decodes {last_frame} frames; expected no more"
+            )
+        if parameters.state_ahead and not contract.state_row:
+            raise ParameterError(
+                "parameter 'state_ahead' is true, the bundle plans from pictures alone; expected "
+                "false, or a checkpoint with a state row"
+            )
+        if parameters.state_ahead and parameters.strategy == Strategy.PREFIX:
+            raise ParameterError(
+                "parameter 'state_ahead' is true with strategy 'prefix': a plan that begins when "
+                "it arrives has no rows before that to be told of; expected one of both"
             )
         engine = open_backend(
             self._bundle,
@@ -184,10 +131,24 @@ class PolicyNode(ManagedNode):
             parameters.camera_skew_s, parameters.observation_max_age_s, parameters.joint_skew_s
         )
         gripper_topic = parameters.gripper_source == "topic"
-        observer = Observer(embodiment, self._joints, gripper_topic, limits)
+        self._id = secrets.randbits(64)
+        contract, space = self._policy.contract, self._space
+        held = ~np.isnan(space.hysteresis)
+        strategy = Strategy(parameters.strategy)
+        pose_topics = tuple(pose_topic(block.prefix) for block in space.poses)
         planner = self._planner = Planner(
+            self._id,
             self._policy,
-            observer,
+            space,
+            Observer(embodiment, self._joints, gripper_topic, limits, pose_topics),
+            Overlap(
+                strategy,
+                contract.chunk,
+                contract.fps,
+                Space(space.width, space.quaternions),
+                held,
+                1 / parameters.plan_rate_hz if parameters.plan_rate_hz > 0 else 0.0,
+            ),
             self.now_ns,
             self._publish_plan,
             self._refused,
@@ -195,6 +156,7 @@ class PolicyNode(ManagedNode):
             parameters.seed,
             parameters.plan_rate_hz,
             parameters.added_latency_s,
+            parameters.state_ahead,
         )
         self._painter = FramePainter(
             self._policy, parameters.predicted_frame_rate_hz, self._publish_frame, self._failed
@@ -212,10 +174,13 @@ class PolicyNode(ManagedNode):
             self.listen(kind, topic, image_qos, partial(self._on_image, view.name))
         joint_qos = qos_profile(parameters.joint_states_reliability, parameters.joint_states_depth)
         self.listen(JointState, "joint_states", joint_qos, self._on_joint_states)
+        for topic in pose_topics:
+            self.listen(PoseStamped, topic, joint_qos, partial(self._on_pose, topic))
         if gripper_topic:
             self.listen(Float64, "gripper_state", joint_qos, self._on_gripper)
         latched = qos_profile("reliable", 1, transient_local=True)
         self.listen(String, "instruction", latched, self._on_instruction)
+        self.listen(ControllerStatus, "controller_status", latched, self._on_controller_status)
 
         self.repeat(STATUS_PERIOD_S, self._publish_status)
         backwards = JumpThreshold(
@@ -225,7 +190,7 @@ class PolicyNode(ManagedNode):
         self.while_active(jumps.unregister)
 
     def say_goodbye(self) -> None:
-        self._publish_status()
+        self._publish_status(ended=True)
         self._planner = self._painter = None
 
     def _on_image(self, camera: str, message: Image | CompressedImage) -> None:
@@ -235,6 +200,10 @@ class PolicyNode(ManagedNode):
     def _on_joint_states(self, message: JointState) -> None:
         assert self._planner is not None
         self._planner.update(lambda observer: observer.on_joint_states(message))
+
+    def _on_pose(self, topic: str, message: PoseStamped) -> None:
+        assert self._planner is not None
+        self._planner.update(lambda observer: observer.on_pose(topic, message))
 
     def _on_gripper(self, message: Float64) -> None:
         assert self._planner is not None
@@ -246,6 +215,18 @@ class PolicyNode(ManagedNode):
         self.get_logger().info(f"instruction: '{message.data}'")
         self._planner.instruct(message.data)
 
+    def _on_controller_status(self, message: ControllerStatus) -> None:
+        assert self._planner is not None
+        mine = message.planner == self._id
+        stays = message.state in (ControllerStatus.STATE_STOPPED, ControllerStatus.STATE_INACTIVE)
+        tracks = message.state == ControllerStatus.STATE_TRACKING
+        heard = Heard(
+            tracked=message.plan_id if mine and tracks else 0,
+            newest=message.newest_plan_id if mine else 0,
+            obeys=not stays and (mine or message.planner == 0),
+        )
+        self._planner.hear(heard)
+
     def _on_jump(self, jump: TimeJump) -> None:
         assert self._planner is not None
         self.get_logger().warning("the clock jumped back: earlier observations are dropped")
@@ -253,16 +234,7 @@ class PolicyNode(ManagedNode):
 
     def _publish_plan(self, stamped: StampedPlan) -> None:
         """On the planning thread."""
-        rate_hz = self._policy.contract.fps
-        chunk = Chunk(stamped.plan_id, stamped.stamp_ns, rate_hz, stamped.plan.rows)
-        message = message_from_chunk(
-            chunk,
-            self._policy.embodiment,
-            instruction=stamped.instruction,
-            committed_rows=stamped.plan.committed_rows,
-            plan_latency_s=stamped.latency_s,
-        )
-        self._chunks.publish(message)
+        self._chunks.publish(message_from_chunk(stamped.chunk, self._space))
         assert self._painter is not None
         self._painter.offer(stamped)
         if self._state != PolicyStatus.STATE_PLANNING:
@@ -272,7 +244,7 @@ class PolicyNode(ManagedNode):
         """On the painting thread."""
         rows = self._settings.predicted_frame_rows
         ahead_ns = round(rows / self._policy.contract.fps * 1e9)
-        stamp = time_message(stamped.stamp_ns + ahead_ns)
+        stamp = time_message(stamped.chunk.start_ns + ahead_ns)
         self._frames.publish(image_message(frames[rows - 1], stamp, "cosmos3_canvas"))
 
     def _refused(self, reason: str, message: str) -> None:
@@ -286,7 +258,7 @@ class PolicyNode(ManagedNode):
         self.get_logger().error(message)
         self._publish_status()
 
-    def _publish_status(self) -> None:
+    def _publish_status(self, *, ended: bool = False) -> None:
         if self._planner is None or self._painter is None:
             return
         status, manifest = self._planner.status(), self._bundle.manifest
@@ -296,10 +268,14 @@ class PolicyNode(ManagedNode):
         message.header.stamp = time_message(now_ns)
         max_age_s = self._settings.observation_max_age_s
         message.state, message.reason = policy_state(status, now_ns, max_age_s)
+        if ended:
+            message.state, message.reason = PolicyStatus.STATE_INACTIVE, "the node was deactivated"
+        message.planner = self._id
         self._state = message.state
         message.backend = self._settings.backend
         message.bundle, message.bundle_sha256 = manifest.name, self._bundle.sha256
         message.instruction = status.instruction
+        message.strategy = status.strategy
         message.plan_latency_last = float(latency[-1])
         message.plan_latency_p50 = float(np.percentile(latency, 50))
         message.plan_latency_p99 = float(np.percentile(latency, 99))
@@ -313,9 +289,11 @@ class PolicyNode(ManagedNode):
         message.rejected_chunk_reasons = list(status.rejected_chunks)
         message.rejected_chunk_counts = list(status.rejected_chunks.values())
         self._status.publish(message)
-        self._diagnostics.publish(self._diagnosis(message))
+        self._diagnostics.publish(self._diagnosis(message, status.degraded))
+        if status.degraded:
+            self.get_logger().warning(status.degraded, throttle_duration_sec=10.0)
 
-    def _diagnosis(self, status: PolicyStatus) -> DiagnosticArray:
+    def _diagnosis(self, status: PolicyStatus, degraded: str) -> DiagnosticArray:
         level = {
             PolicyStatus.STATE_PLANNING: DiagnosticStatus.OK,
             PolicyStatus.STATE_FAULT: DiagnosticStatus.ERROR,
@@ -326,6 +304,8 @@ class PolicyNode(ManagedNode):
             "plan_latency_p50_s": f"{status.plan_latency_p50:.4f}",
             "plan_latency_p99_s": f"{status.plan_latency_p99:.4f}",
             "observation_age_s": f"{status.observation_age:.3f}",
+            "strategy": status.strategy,
+            "degraded": degraded,
             "instruction": status.instruction,
             "bundle": status.bundle,
             "backend": status.backend,
@@ -357,11 +337,6 @@ def policy_state(status: PlannerStatus, now_ns: int, max_age_s: float) -> tuple[
             reason = f"newest observation is {age_s:.1f} s old; have the cameras stopped?"
             return PolicyStatus.STATE_WAITING_FOR_OBSERVATION, reason
     return PolicyStatus.STATE_PLANNING, ""
-
-
-def time_message(ns: int) -> Time:
-    """builtin_interfaces/Time of nanoseconds."""
-    return Time(sec=ns // 1_000_000_000, nanosec=ns % 1_000_000_000)
 
 
 def main() -> int:

@@ -7,12 +7,16 @@ is such a buffer: it holds until the step's next call.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
 from cosmos3_ros.engine.session import Contract
 from cosmos3_ros.policy.embodiment import CameraView, Embodiment
+
+# A target pixel depends on a few source pixels: products of so many rows leave most zeros out.
+_BAND_ROWS = 8
 
 
 class Composer:
@@ -83,23 +87,52 @@ class Downscaler:
         self._is_idle = source == target
         if self._is_idle:
             return
-        self._rows = _bicubic_weights(source[0], target[0])
-        self._columns = np.ascontiguousarray(_bicubic_weights(source[1], target[1]).T)
-        self._planes = np.empty((3, *source), np.float32)
-        self._shortened = np.empty((3, target[0], source[1]), np.float32)
+        self._rows = _bands(_bicubic_weights(source[0], target[0]))
+        self._columns = _bands(_bicubic_weights(source[1], target[1]))
+        # The rows of one band, in whole lines as they lie in memory.
+        most = max(band.source.stop - band.source.start for band in self._rows)
+        self._lines = np.empty((most, 3 * source[1]), np.float32)
+        self._shortened = np.empty((target[0], source[1], 3), np.float32)
+        self._planes = np.empty((3, target[0], source[1]), np.float32)
         self._scaled = np.empty((3, *target), np.float32)
         self._picture = np.empty((*target, 3), np.uint8)
 
     def __call__(self, picture: np.ndarray) -> np.ndarray:
         if self._is_idle:
             return picture
-        np.copyto(self._planes, picture.transpose(2, 0, 1))
-        np.matmul(self._rows, self._planes, out=self._shortened)
-        np.matmul(self._shortened, self._columns, out=self._scaled)
+        lines, shortened = (a.reshape(len(a), -1) for a in (picture, self._shortened))
+        for band in self._rows:
+            pixels = self._lines[: band.source.stop - band.source.start]
+            np.copyto(pixels, lines[band.source])
+            np.matmul(band.weights, pixels, out=shortened[band.target])
+        np.copyto(self._planes, self._shortened.transpose(2, 0, 1))
+        for band in self._columns:
+            pixels = self._planes[:, :, band.source]
+            np.matmul(pixels, band.weights.T, out=self._scaled[:, :, band.target])
         np.rint(self._scaled, out=self._scaled)
         np.clip(self._scaled, 0, 255, out=self._scaled)
         np.copyto(self._picture, self._scaled.transpose(1, 2, 0), casting="unsafe")
         return self._picture
+
+
+@dataclass(frozen=True)
+class _Band:
+    """Rows ``target`` of a matrix, without their zeros outside of the columns ``source``."""
+
+    target: slice
+    source: slice
+    weights: np.ndarray
+
+
+def _bands(weights: np.ndarray) -> list[_Band]:
+    """A matrix whose rows are zero but for a few columns that move on from row to row."""
+    bands = []
+    for first in range(0, len(weights), _BAND_ROWS):
+        target = slice(first, first + _BAND_ROWS)
+        used = np.flatnonzero(weights[target].any(0))
+        source = slice(used[0], used[-1] + 1)
+        bands.append(_Band(target, source, np.ascontiguousarray(weights[target, source])))
+    return bands
 
 
 def _bicubic_weights(source: int, target: int) -> np.ndarray:

@@ -17,8 +17,15 @@ import yaml
 
 from cosmos3_ros.resources import resource
 
-JOINT_POSITION = "joint_position"
-ACTION_SPACES = (JOINT_POSITION, "pose_delta", "planar_position", "keypoint_delta", "opaque")
+JOINT_POSITION, POSE_DELTA, BASE_VELOCITY = "joint_position", "pose_delta", "base_velocity"
+ACTION_SPACES = (
+    JOINT_POSITION,
+    POSE_DELTA,
+    BASE_VELOCITY,
+    "planar_position",
+    "keypoint_delta",
+    "opaque",
+)
 NORMALISATIONS = ("none", "affine", "quantile")
 VIEW_POINTS = ("ego_view", "third_person_view", "wrist_view", "concat_view")
 
@@ -35,6 +42,10 @@ BLOCKS: dict[str, tuple[tuple[str, str], ...]] = {
     "grasp": (("gripper", "1"),),
     "fingertips": tuple((f"{f}_{a}", "m") for f in _FINGERS for a in _AXES),
 }
+# What a channel that moves a robot must have a limit of. A base's channels are velocities: how fast
+# it may go is their range, how fast that may change their velocity.
+_MOTION = ("velocity", "acceleration", "jump")
+_BASE_MOTION = ("lower", "upper", "velocity")
 
 
 class EmbodimentError(ValueError):
@@ -45,6 +56,9 @@ class EmbodimentError(ValueError):
 class Channel:
     """One action channel. ``physical = model * scale + offset``; limits are physical.
 
+    ``jump``: how far from where it is a plan may begin. Of the channels of a pose, a delta, limits
+    are those of the pose it leads to: ``velocity``, ``acceleration`` and ``jump`` of a rotation's
+    channels are those of the turn [rad].
     ``scale`` is NaN for a channel normalised by quantiles that the file does not give.
     """
 
@@ -55,19 +69,23 @@ class Channel:
     lower: float = -math.inf
     upper: float = math.inf
     velocity: float = math.inf
+    acceleration: float = math.inf
+    jump: float = math.inf
 
 
 @dataclass(frozen=True)
 class Gripper:
     """A gripper joint whose value runs from ``open`` to ``closed`` [rad or m].
 
-    The channel it drives holds closedness: 0 open, 1 closed.
+    The channel it drives holds closedness: 0 open, 1 closed. A target that differs by no more than
+    ``hysteresis`` from the one before moves nothing.
     """
 
     channel: str
     joint: str
     open: float
     closed: float
+    hysteresis: float = 0.1
 
     def closedness(self, joint_position: float) -> float:
         """Closedness (0 open, 1 closed) of a joint position [rad or m]."""
@@ -149,6 +167,40 @@ class Embodiment:
         """Speed limits in physical units a second, [width], inf where there is none."""
         return np.array([c.velocity for c in self.channels])
 
+    @property
+    def acceleration(self) -> np.ndarray:
+        """Acceleration limits in physical units a second squared, [width], inf where none."""
+        return np.array([c.acceleration for c in self.channels])
+
+    @property
+    def jump(self) -> np.ndarray:
+        """How far from where the robot is a plan may begin, [width], inf where it may anywhere."""
+        return np.array([c.jump for c in self.channels])
+
+    @property
+    def hysteresis(self) -> np.ndarray:
+        """Of channels that keep a value until the next, as a gripper's; NaN of others, [width]."""
+        grip = self.gripper
+        held = {grip.channel: grip.hysteresis} if grip else {}
+        return np.array([held.get(name, math.nan) for name in self.channel_names])
+
+    @property
+    def meaning(self) -> dict[str, str]:
+        """What a checkpoint was trained on, by aspect: what its rows, pictures and captions say.
+
+        Names of joints, limits and the gripper's stroke are the robot's own and may change.
+        """
+        return {
+            "channels": "; ".join(
+                f"{c.name} [{c.unit}] {c.scale!r} x + {c.offset!r}" for c in self.channels
+            ),
+            "cameras": "; ".join(
+                f"{v.name} {v.width}x{v.height} at {v.x}, {v.y}" for v in self.cameras
+            ),
+            "canvas": f"{self.canvas_width}x{self.canvas_height}",
+            "view": f"{self.view_point} {self.view_detail}".strip(),
+        }
+
     def to_physical(self, rows: np.ndarray) -> np.ndarray:
         """Model values [..., width] to physical units."""
         self.require_normalisation()
@@ -167,6 +219,31 @@ class Embodiment:
                 f"embodiment '{self.name}': channels {', '.join(missing)} are normalised by "
                 "quantiles and the file gives none; add 'quantiles: {channel: [q01, q99]}' from "
                 "the statistics of the data set the checkpoint was trained on"
+            )
+
+    def require_limits(self) -> None:
+        """Raise EmbodimentError where a channel that moves the robot lacks a limit.
+
+        A gripper's need none: it is told open or closed, and goes there by itself. Of pose deltas
+        the poses alone move something.
+        """
+        needed = _BASE_MOTION if self.action_space == BASE_VELOCITY else _MOTION
+        gripper = self.gripper.channel if self.gripper else ""
+        moving = [c for c in self.channels if c.name != gripper]
+        if self.action_space == POSE_DELTA:
+            parts = tuple(part for part, _ in BLOCKS["pose"])
+            moving = [c for c in moving if c.name.endswith(parts)]
+        lacking = [
+            f"{c.name} ({', '.join(missing)})"
+            for c in moving
+            if (missing := [key for key in needed if not math.isfinite(getattr(c, key))])
+        ]
+        if lacking:
+            in_blocks = "; a block's are turn_velocity and so on for its rotation"
+            raise EmbodimentError(
+                f"embodiment '{self.name}' has no limit of {', '.join(lacking)}; expected a finite "
+                "one by that key in the embodiment file before a robot is commanded"
+                f"{in_blocks if self.action_space == POSE_DELTA else ''}"
             )
 
 
@@ -274,18 +351,34 @@ class _Reader:
         channels: list[Channel] = []
         for entry in entries:
             if "block" in entry:
-                self.keys("a channel block", entry, ("block",), ("prefix",))
-                block = self.choice("block", entry["block"], tuple(BLOCKS))
-                channels += [
-                    Channel(f"{entry.get('prefix', '')}{name}", unit)
-                    for name, unit in BLOCKS[block]
-                ]
+                channels += self.block(entry)
             else:
                 channels.append(self.channel(entry))
         return tuple(channels)
 
+    def block(self, entry: dict[str, Any]) -> list[Channel]:
+        """The channels of a block; a pose's may have limits."""
+        name = self.choice("block", entry.get("block"), tuple(BLOCKS))
+        motion = ("velocity", "acceleration", "jump")
+        of_pose = ("lower", "upper", *motion, *(f"turn_{key}" for key in motion))
+        optional = ("prefix", *(of_pose if name == "pose" else ()))
+        self.keys("a channel block", entry, ("block",), optional)
+        given = [Channel(f"{entry.get('prefix', '')}{part}", unit) for part, unit in BLOCKS[name]]
+        limited = []
+        for index, channel in enumerate(given):
+            turns = "turn_" if name == "pose" and index >= len(_AXES) else ""
+            limits: dict[str, Any] = {
+                key: float(entry[turns + key]) for key in motion if turns + key in entry
+            }
+            if name == "pose" and index < len(_AXES):
+                limits |= {
+                    key: float(entry[key][index]) for key in ("lower", "upper") if key in entry
+                }
+            limited.append(replace(channel, **limits))
+        return limited
+
     def channel(self, entry: dict[str, Any]) -> Channel:
-        numbers = ("offset", "scale", "lower", "upper", "velocity")
+        numbers = ("offset", "scale", "lower", "upper", "velocity", "acceleration", "jump")
         self.keys(f"channel {entry.get('name', '?')}", entry, ("name", "unit"), numbers)
         if entry.get("scale") == 0:
             raise self.refuse(f"channel {entry['name']} has scale 0; expected any other number")
@@ -315,10 +408,10 @@ class _Reader:
     def gripper(self, data: Any) -> Gripper | None:
         if data is None:
             return None
-        self.keys("gripper", data, ("channel", "joint", "open", "closed"), ())
-        return Gripper(
-            str(data["channel"]), str(data["joint"]), float(data["open"]), float(data["closed"])
-        )
+        numbers = ("open", "closed", "hysteresis")
+        self.keys("gripper", data, ("channel", "joint", *numbers[:2]), numbers[2:])
+        given = {key: float(data[key]) for key in numbers if key in data}
+        return Gripper(str(data["channel"]), str(data["joint"]), **given)
 
     def cameras(self, entries: Any) -> tuple[CameraView, ...]:
         for entry in entries:
@@ -330,11 +423,14 @@ class _Reader:
         if len(set(names)) != len(names):
             raise self.refuse("two channels have one name; expected different names")
         for c in e.channels:
-            if not c.lower < c.upper or c.velocity <= 0:
+            if not c.lower < c.upper or not min(c.velocity, c.acceleration, c.jump) > 0:
                 raise self.refuse(
                     f"channel {c.name} has lower {c.lower}, upper {c.upper}, velocity "
-                    f"{c.velocity}; expected lower < upper and velocity > 0"
+                    f"{c.velocity}, acceleration {c.acceleration}, jump {c.jump}; expected "
+                    "lower < upper, and the others > 0"
                 )
+        if e.gripper and not e.gripper.hysteresis >= 0:
+            raise self.refuse(f"gripper.hysteresis is {e.gripper.hysteresis}; expected at least 0")
         if e.gripper and e.gripper.channel not in names:
             raise self.refuse(
                 f"gripper.channel is '{e.gripper.channel}'; expected one of {', '.join(names)}"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from cosmos3_ros.engine.session import (
+    CLEAN,
     CONDITIONAL,
     TEXT_PADDING_BIAS,
     UNCONDITIONAL,
@@ -31,11 +33,13 @@ class Observation:
     """What the robot sees and how it stands.
 
     ``images``: uint8 RGB [h,w,3] by camera name. ``state``: physical values [width] in the order
-    of the embodiment's channels (rad, closedness of the gripper).
+    of the embodiment's channels (rad, closedness of the gripper). ``poses`` [n,7]: of each end
+    effector that acts in pose deltas, position [m] and quaternion x, y, z, w in the base frame.
     """
 
     images: Mapping[str, np.ndarray]
     state: np.ndarray
+    poses: np.ndarray = field(default_factory=lambda: np.zeros((0, 7)))
 
 
 @dataclass(frozen=True)
@@ -58,11 +62,33 @@ class Plan:
     """``rows``: [chunk, width] physical; the first ``committed_rows`` are those handed in.
 
     ``latents``: the predicted video [1,C,T,h,w], normalised, for ``Policy.predict_frames``.
+    ``engine_s``: how long the engine worked on it.
     """
 
     rows: np.ndarray
     latents: np.ndarray
     committed_rows: int
+    engine_s: float
+
+
+@dataclass(frozen=True)
+class GivenRows:
+    """What is known of the rows of a plan, float32: ``rows`` [A,64], ``noisy`` [A,1] (1; clean 0),
+    ``held`` [A,1] (0 free .. 1)."""
+
+    rows: np.ndarray
+    noisy: np.ndarray
+    held: np.ndarray
+
+
+def soft_mask(count: int, known: int) -> np.ndarray:
+    """How far each of ``known`` rows is held [known]: the first ``count`` wholly, then ever less.
+
+    c (e^c - 1) / (e - 1) with c from 1 to 0 (Black, Galliker and Levine 2025, "Real-Time Execution
+    of Action Chunking Flow Policies", eq. 5).
+    """
+    c = (known - np.arange(known)) / (known - count + 1)
+    return np.where(np.arange(known) < count, 1.0, c * np.expm1(np.minimum(c, 1.0)) / np.expm1(1.0))
 
 
 def draw_noise(contract: Contract, rng: np.random.Generator) -> Noise:
@@ -126,12 +152,15 @@ class Policy:
         prompt: Prompt,
         noise: Noise,
         committed: np.ndarray | None = None,
+        continuation: np.ndarray | None = None,
     ) -> Plan:
         """Denoise video and actions together, from one observation.
 
         ``prompt``: the last one prefilled. ``committed``: physical rows [n, width], n < chunk, that
-        the robot executes whatever this plan says; they enter as clean rows. Raises PlanError for
-        an observation that does not fit the embodiment and for a result that is not finite.
+        the robot executes whatever this plan says. A checkpoint that was trained for it takes them
+        as clean rows; another one's denoising is held at them, and more and more softly at
+        ``continuation`` [m, width], what the plan before goes on with. Raises PlanError for an
+        observation that does not fit the embodiment and for a result that is not finite.
         """
         contract, engine = self.contract, self._engine
         if prompt is not self._prompt:
@@ -140,15 +169,17 @@ class Policy:
                 "again before planning with it"
             )
         canvas = self._fit(self._compose(self._checked_images(observation)))
-        clean_rows, noisy = self._clean_rows(observation.state, committed)
+        given = self._given_rows(observation.state, committed, continuation)
         engine.write("canvas", canvas)
         engine.write("start_latents", noise.latents)
         engine.write("start_rows", noise.rows)
-        engine.write("clean_rows", clean_rows)
-        engine.write("noisy_rows", noisy)
+        engine.write("clean_rows", given.rows)
+        engine.write("noisy_rows", given.noisy)
+        engine.write("held_rows", given.held)
+        began = time.monotonic()
         engine.run(PLAN)
-
         rows, latents = engine.read("rows"), engine.read("latents")
+        engine_s = time.monotonic() - began
         # Least and largest are NaN where any value is.
         if not np.isfinite([rows.min(), rows.max(), latents.min(), latents.max()]).all():
             raise PlanError(
@@ -159,7 +190,7 @@ class Policy:
         count = 0 if committed is None else len(committed)
         if committed is not None:
             physical[:count] = committed
-        return Plan(physical, latents, count)
+        return Plan(physical, latents, count, engine_s)
 
     def predict_frames(self, plan: Plan) -> np.ndarray:
         """The first frames after the observation, uint8 RGB [n, H, W, 3], 1 / fps apart.
@@ -186,13 +217,16 @@ class Policy:
             self._engine.write(f"{branch}.{name}", array)
         self._engine.run(prefill(branch))
 
-    def _clean_rows(
-        self, state: np.ndarray, committed: np.ndarray | None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Clean rows [A,64], and which rows are noisy [A,1] (1; clean 0), float32."""
+    def _given_rows(
+        self,
+        state: np.ndarray,
+        committed: np.ndarray | None,
+        continuation: np.ndarray | None,
+    ) -> GivenRows:
         contract = self.contract
-        clean = np.zeros((contract.rows, contract.action_dim), np.float32)
+        rows = np.zeros((contract.rows, contract.action_dim), np.float32)
         noisy = np.ones((contract.rows, 1), np.float32)
+        held = np.zeros((contract.rows, 1), np.float32)
         first = int(contract.state_row)
         if contract.state_row:
             state = np.asarray(state, np.float64)
@@ -201,20 +235,33 @@ class Policy:
                     f"state has shape {state.shape} and {np.isfinite(state).sum()} finite values; "
                     f"expected {contract.width} finite values, one a channel"
                 )
-            clean[0, : contract.width] = self.embodiment.to_model(state)
+            rows[0, : contract.width] = self.embodiment.to_model(state)
             noisy[0] = 0
-        if committed is not None:
-            committed = np.asarray(committed, np.float64)
-            fits = committed.ndim == 2 and committed.shape[1] == contract.width
-            if not fits or len(committed) >= contract.chunk or not np.isfinite(committed).all():
-                raise PlanError(
-                    f"committed rows have shape {committed.shape}; expected [n, {contract.width}] "
-                    f"finite values with n < {contract.chunk}"
-                )
-            last = first + len(committed)
-            clean[first:last, : contract.width] = self.embodiment.to_model(committed)
-            noisy[first:last] = 0
-        return clean, noisy
+        if committed is None:
+            return GivenRows(rows, noisy, held)
+        known = self._checked_rows(committed, continuation)
+        count, last = len(committed), first + len(known)
+        rows[first:last, : contract.width] = self.embodiment.to_model(known)
+        if contract.prefix == CLEAN:
+            noisy[first : first + count] = 0
+            rows[first + count :] = 0
+        else:
+            held[first:last, 0] = soft_mask(count, len(known))
+        return GivenRows(rows, noisy, held)
+
+    def _checked_rows(self, committed: np.ndarray, continuation: np.ndarray | None) -> np.ndarray:
+        """Committed rows and those after them, as far as a chunk goes."""
+        width, chunk = self.contract.width, self.contract.chunk
+        parts = [
+            np.asarray(part, np.float64) for part in (committed, continuation) if part is not None
+        ]
+        fits = all(part.ndim == 2 and part.shape[1] == width for part in parts)
+        if not fits or len(parts[0]) >= chunk or not all(np.isfinite(p).all() for p in parts):
+            raise PlanError(
+                f"committed rows have shape {' and '.join(str(p.shape) for p in parts)}; expected "
+                f"[n, {width}] finite values with n < {chunk}"
+            )
+        return np.concatenate(parts)[:chunk]
 
     def _checked_images(self, observation: Observation) -> Mapping[str, np.ndarray]:
         for view in self.embodiment.cameras:
@@ -234,18 +281,21 @@ class Policy:
 
 def _require_match(contract: Contract, embodiment: Embodiment) -> None:
     """Refuse a robot other than the one the graphs were exported for, field by field."""
-    expected = {
+    expected: dict[str, object] = {
         "embodiment": contract.embodiment,
         "width": contract.width,
         "domain_id": contract.domain_id,
         "state_row": contract.state_row,
     }
-    found = {
+    found: dict[str, object] = {
         "embodiment": embodiment.name,
         "width": embodiment.width,
         "domain_id": embodiment.domain_id,
         "state_row": embodiment.state_row,
     }
+    if expected == found:
+        # A file of the same name that says something else would move the arm wrongly in silence.
+        expected, found = dict(contract.meaning), dict(embodiment.meaning)
     differing = [key for key in expected if expected[key] != found[key]]
     if differing:
         raise PlanError(

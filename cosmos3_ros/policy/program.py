@@ -91,7 +91,15 @@ def _advance(step: str, branches: tuple[str, ...], old: str, new: str) -> Call:
     """The sample after a step. Without an unconditional velocity guidance has no effect."""
     velocities = [f"{branch}.velocity" for branch in branches] or [NO_VELOCITY]
     conditional, unconditional = velocities[0], velocities[-1]
-    names = ("start_latents", "start_rows", "guidance", "clean_latent", "clean_rows", "noisy_rows")
+    names = (
+        "start_latents",
+        "start_rows",
+        "guidance",
+        "clean_latent",
+        "clean_rows",
+        "noisy_rows",
+        "held_rows",
+    )
     return Call(
         "step",
         {

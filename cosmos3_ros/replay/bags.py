@@ -11,7 +11,7 @@ import shutil
 import struct
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -215,16 +215,20 @@ class BagWriter:
 
     def close(self) -> None:
         """Finish the file and give it its name; a file of that name is replaced."""
-        self._writer.close()
-        written = self._folder / self.path.stem / self.path.name
-        with written.open("rb") as stream:
-            os.fsync(stream.fileno())
-        written.replace(self.path)
-        shutil.rmtree(self._folder, ignore_errors=True)
+        try:
+            self._writer.close()
+            written = self._folder / self.path.stem / self.path.name
+            with written.open("rb") as stream:
+                os.fsync(stream.fileno())
+            written.replace(self.path)
+        finally:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def abort(self) -> None:
         """Throw away what was written."""
-        self._writer.abort()
+        # Where the disk is full, what is still in its buffer cannot be written either.
+        with suppress(OSError):
+            self._writer.abort()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def __enter__(self) -> BagWriter:

@@ -96,14 +96,50 @@ class Episode:
         }
         return self.dataset.path / _formatted(self.dataset.video_path, place, video_key=camera)
 
+    def frame_times_s(self, camera: str) -> np.ndarray:
+        """Time of each frame from the start of the camera's video [n] in seconds."""
+        return float(self.meta.get(f"videos/{camera}/from_timestamp") or 0.0) + self.times_s
+
     def frames(self, camera: str) -> Iterator[np.ndarray]:
         """Pictures of a camera, one a row: uint8 RGB [h, w, 3].
 
         Raises LeRobotError where the video is missing, cannot be decoded, or lacks a frame.
         """
-        start_s = float(self.meta.get(f"videos/{camera}/from_timestamp") or 0.0)
-        tolerance_s = FRAME_TOLERANCE / self.dataset.fps
-        return _frames_at(self.video_file(camera), start_s + self.times_s, tolerance_s)
+        return self._frames_at(camera, self.frame_times_s(camera))
+
+    def last_frame(self, camera: str) -> np.ndarray:
+        """The last of ``frames``, without those before it; raises as they do."""
+        (frame,) = self._frames_at(camera, self.frame_times_s(camera)[-1:])
+        return frame
+
+    def require_frames(self, camera: str, shown_s: np.ndarray) -> None:
+        """Raises LeRobotError where a frame is not among the times of the camera's video, as
+        ``video_times_s`` gives them."""
+        wanted_s = self.frame_times_s(camera)
+        edges = np.concatenate([[-np.inf], shown_s, [np.inf]])
+        after = np.searchsorted(edges, wanted_s)
+        off_s = np.minimum(wanted_s - edges[after - 1], edges[after] - wanted_s)
+        lacking = np.flatnonzero(off_s > FRAME_TOLERANCE / self.dataset.fps)
+        if len(lacking):
+            raise _lacks_frame(self.video_file(camera), wanted_s[lacking[0]], wanted_s)
+
+    def _frames_at(self, camera: str, times_s: np.ndarray) -> Iterator[np.ndarray]:
+        return _frames_at(self.video_file(camera), times_s, FRAME_TOLERANCE / self.dataset.fps)
+
+
+def video_times_s(video: Path) -> np.ndarray:
+    """Time of every frame of a video, rising, in seconds. Nothing is decoded.
+
+    Raises LeRobotError for what is no video.
+    """
+    try:
+        with av.open(str(video)) as container:
+            stream = container.streams.video[0]
+            assert stream.time_base is not None
+            stamps = [packet.pts for packet in container.demux(stream) if packet.pts is not None]
+            return np.sort(np.array(stamps, np.float64)) * float(stream.time_base)
+    except (av.FFmpegError, IndexError) as error:
+        raise _not_decoded(video, error) from error
 
 
 def load_dataset(path: Path) -> Dataset:
@@ -276,12 +312,20 @@ def _frames_at(video: Path, times_s: np.ndarray, tolerance_s: float) -> Iterator
                     yield frame.to_ndarray(format="rgb24")
                     time_s = next(wanted, None)
     except (av.FFmpegError, IndexError) as error:
-        raise LeRobotError(
-            f"video '{video}' cannot be decoded: {error}; expected what LeRobot wrote, is the "
-            "download whole?"
-        ) from error
+        raise _not_decoded(video, error) from error
     if time_s is not None:
-        raise LeRobotError(
-            f"video '{video}' has no frame at {time_s:.3f} s; expected one every frame of the "
-            f"episode, {times_s[0]:.3f} to {times_s[-1]:.3f} s"
-        )
+        raise _lacks_frame(video, time_s, times_s)
+
+
+def _not_decoded(video: Path, error: Exception) -> LeRobotError:
+    return LeRobotError(
+        f"video '{video}' cannot be decoded: {error}; expected what LeRobot wrote, is the "
+        "download whole?"
+    )
+
+
+def _lacks_frame(video: Path, time_s: float, times_s: np.ndarray) -> LeRobotError:
+    return LeRobotError(
+        f"video '{video}' has no frame at {time_s:.3f} s; expected one every frame of the "
+        f"episode, {times_s[0]:.3f} to {times_s[-1]:.3f} s"
+    )

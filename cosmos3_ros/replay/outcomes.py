@@ -10,6 +10,7 @@ import numpy as np
 
 from cosmos3_ros.replay.bags import Bag
 from cosmos3_ros.replay.clock import NodeClock
+from cosmos3_ros.replay.seams import ACTION_CHUNK
 
 SIM_STATE = "cosmos3_ros/msg/SimState"
 # A cube so far above where it was is lifted [m].
@@ -63,10 +64,20 @@ def outcomes_of(bag: Bag) -> list[Outcome]:
 
 
 def _instructions(bag: Bag, clock: NodeClock) -> Iterator[tuple[float, str]]:
-    """When each was said, and what; what was said before the run, at its start."""
+    """When each was said, and what; what was said before the run, at its start.
+
+    A recorder may hear late of whoever says it: what was planned by it was seen after it was said.
+    """
+    planned = [(m, m.decoded().instruction) for m in bag.messages(bag.typed(ACTION_CHUNK))]
+    before_ns = 0
     for message in bag.messages(bag.named("instruction")):
+        instruction = str(message.decoded().data)
         said_s = float(clock.arrived(np.array([message.log_ns]))[0])
-        yield max(said_s, 0.0), str(message.decoded().data)
+        plans = (m for m, of in planned if of == instruction and m.log_ns > before_ns)
+        if plan := next(plans, None):
+            said_s = min(said_s, clock.seconds(plan.stamp_ns))
+        before_ns = message.log_ns
+        yield max(said_s, 0.0), instruction
 
 
 def _seen(

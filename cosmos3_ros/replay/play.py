@@ -167,7 +167,7 @@ def _run_nodes(args: argparse.Namespace, embodiment: str, inputs: Inputs) -> Non
         common = {"embodiment": embodiment, "use_sim_time": True}
         files = [] if args.params_file is None else ["--params-file", str(args.params_file)]
         backend = {} if args.backend is None else {"backend": args.backend}
-        controller = _start(children, "controller_node", *files, **common)
+        controller = _start(children, "controller_node", *files, **common, open_loop=True)
         policy = _start(
             children,
             "policy_node",

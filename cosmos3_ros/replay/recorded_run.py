@@ -19,8 +19,8 @@ from cosmos3_ros.replay.pictures import (
     nearest_pictures,
     picture,
 )
+from cosmos3_ros.replay.seams import ACTION_CHUNK
 from cosmos3_ros.replay.summary import (
-    ACTION_CHUNK,
     Summary,
     command_topics,
     controller_reports,

@@ -52,20 +52,25 @@ def report(bag: Path, png: Path, inputs: Path | None = None) -> None:
 def draw(run: Run, png: Path) -> None:
     """Draw a run to a PNG file."""
     with matplotlib.rc_context({"font.size": 9, "axes.edgecolor": FRAME, "axes.linewidth": 0.8}):
-        parts: list[tuple[float, Callable[[SubFigure], None]]] = [
-            (1.0, lambda part: _draw_caption(part, run.summary)),
-            (_pictures_height(run), lambda part: _draw_pictures(part, run.glimpses)),
-            (_joints_height(run), lambda part: _draw_joints(part, run)),
-            (2.1, lambda part: _draw_strips(part, run)),
-        ]
-        if (scene := run.scene) is not None:
-            parts.insert(2, (SCENE_HEIGHT_IN, lambda part: _draw_scene(part, run, scene)))
-        heights = [height for height, _ in parts]
-        figure = Figure(figsize=(WIDTH_IN, sum(heights)), dpi=110, facecolor="white")
-        grid = figure.add_gridspec(len(parts), 1, height_ratios=heights)
-        for i, (_, draw_part) in enumerate(parts):
-            draw_part(figure.add_subfigure(grid[i, 0]))
-        figure.savefig(png)
+        compose(run).savefig(png)
+
+
+def compose(run: Run) -> Figure:
+    """The picture of a run, one part below another."""
+    parts: list[tuple[float, Callable[[SubFigure], None]]] = [
+        (1.0, lambda part: _draw_caption(part, run.summary)),
+        (_pictures_height(run), lambda part: _draw_pictures(part, run.glimpses)),
+        (_joints_height(run), lambda part: _draw_joints(part, run)),
+        (2.1, lambda part: _draw_strips(part, run)),
+    ]
+    if (scene := run.scene) is not None:
+        parts.insert(2, (SCENE_HEIGHT_IN, lambda part: _draw_scene(part, run, scene)))
+    heights = [height for height, _ in parts]
+    figure = Figure(figsize=(WIDTH_IN, sum(heights)), dpi=110, facecolor="white")
+    grid = figure.add_gridspec(len(parts), 1, height_ratios=heights)
+    for i, (_, draw_part) in enumerate(parts):
+        draw_part(figure.add_subfigure(grid[i, 0]))
+    return figure
 
 
 def _draw_caption(part: SubFigure, summary: Summary) -> None:
@@ -182,12 +187,19 @@ def _draw_scene(part: SubFigure, run: Run, scene: Scene) -> None:
         if i % 2:
             axes.axvspan(outcome.said_s, end_s, color="#f3f3f3", lw=0, zorder=0)
         axes.axvline(max(outcome.said_s, 0.0), color="#888888", lw=0.9, ls=":")
+        # What is said late would run out of the picture: it ends where the axes do.
+        late = outcome.said_s > 0.6 * run.end_s
         axes.text(
-            max(outcome.said_s, 0.0), 1.03 + 0.12 * (i % 2), describe(outcome),
+            run.end_s if late else max(outcome.said_s, 0.0), 1.03 + 0.12 * (i % 2),
+            describe(outcome), ha="right" if late else "left",
             transform=axes.get_xaxis_transform(), fontsize=9, color="#222222",
         )  # fmt: skip
         _mark_touch(axes, outcome, scene)
-    axes.legend(loc="upper right", fontsize=8, frameon=False, ncols=3)
+    # Over the axes, where no curve goes.
+    part.legend(
+        *axes.get_legend_handles_labels(), loc="center right", bbox_to_anchor=(0.99, 0.93),
+        ncols=len(scene.distances_m), frameon=False, fontsize=9,
+    )  # fmt: skip
     part.text(
         0.045, 0.93, "fingertip to each cube's centre [cm]", fontsize=11, weight="bold", va="center"
     )
@@ -199,7 +211,10 @@ def _mark_touch(axes: Axes, outcome: Outcome, scene: Scene) -> None:
     time_s = outcome.said_s + outcome.touched_after_s
     distance_m = np.interp(time_s, scene.times_s, scene.distances_m[outcome.touched])
     colour = CUBE_COLOURS.get(outcome.touched, "#666666")
-    axes.plot([time_s], [100 * distance_m], "o", ms=8, mfc="white", mec=colour, mew=2, zorder=5)
+    axes.plot(
+        [time_s], [100 * distance_m], "o", ms=8, mfc="white", mec=colour, mew=2, zorder=5,
+        clip_on=False,
+    )  # fmt: skip
 
 
 def _shown_joints(run: Run) -> list[str]:

@@ -12,22 +12,37 @@ import numpy as np
 
 from cosmos3_ros.replay.bags import Bag, Message, open_bag
 from cosmos3_ros.replay.outcomes import Outcome, outcomes_of
+from cosmos3_ros.replay.seams import ACTION_CHUNK, Seams, seams_of
 
-ACTION_CHUNK = "cosmos3_ros/msg/ActionChunk"
 POLICY_STATUS = "cosmos3_ros/msg/PolicyStatus"
 DIAGNOSTICS = "diagnostic_msgs/msg/DiagnosticArray"
-COMMAND_TOPICS = ("joint_command", "joint_trajectory", "position_commands")
+COMMAND_TOPICS = ("joint_command", "joint_trajectory", "position_commands", "twist_command")
+POSE_COMMAND = "pose_command"  # what the topics of each end effector end in
 # The controller's entry in /diagnostics, whatever the node is called.
 CONTROLLER_ENTRY = ": commands"
+_HOLDS = "holds_"
 
 
 @dataclass(frozen=True)
 class Jitter:
-    """|interval - period| between commands on a steady clock [ms]; None when nothing said."""
+    """Percentiles of a duration on a steady clock [ms]; None when nothing said."""
 
     p50: float | None
     p99: float | None
     max: float | None
+
+
+@dataclass(frozen=True)
+class Loop:
+    """The controller's loop: ``wake_up_ms`` from deadline to wake-up, ``execution_ms`` of its work,
+    ``missed_periods`` of ``periods``; ``frame_to_command_ms`` from a picture's stamp to the first
+    command of its plan, without the planning."""
+
+    wake_up_ms: Jitter
+    execution_ms: Jitter
+    periods: int
+    missed_periods: int
+    frame_to_command_ms: Jitter
 
 
 @dataclass(frozen=True)
@@ -44,7 +59,8 @@ class Summary:
 
     ``duration_s`` is by the nodes' clock, ``pace`` that duration over the wall time it took, both
     None when too little was recorded. ``dropped_observations`` were refused by the policy node,
-    ``observations`` planned from; ``holds`` counts the times tracking ended in a hold. ``fault`` is
+    ``observations`` planned from; ``command_jitter_ms`` is |interval - period| of the commands;
+    ``holds`` counts the times tracking ended in a hold, ``holds_by_reason`` for which. ``fault`` is
     why the policy node gave up in the end, empty when it did not. ``outcomes``: what came of each
     instruction, where a simulator said so.
     """
@@ -53,12 +69,17 @@ class Summary:
     commands: int
     command_rate_hz: float | None
     command_jitter_ms: Jitter
+    loop: Loop
+    seams: Seams
     plan_latency_ms: Latency
     predicted_frames: int
     observations: int
     dropped_observations: int
     dropped_by_reason: Mapping[str, int]
     holds: int
+    holds_by_reason: Mapping[str, int]
+    transitions: int
+    saturated: int
     rejected_chunks: int
     backend: str
     bundle: str
@@ -103,15 +124,28 @@ def summary_of(bag: Bag) -> Summary:
         plans=len(latencies_ms),
         commands=sum(bag.topics[topic].count for topic in command_topics(bag)),
         command_rate_hz=_number(last.get("command_rate_hz")),
-        command_jitter_ms=Jitter(
-            *(_number(last.get(f"command_jitter_{part}_ms")) for part in ("p50", "p99", "max"))
+        command_jitter_ms=_jitter(last, "command_jitter"),
+        loop=Loop(
+            wake_up_ms=_jitter(last, "wake_up"),
+            execution_ms=_jitter(last, "execution"),
+            periods=int(last.get("periods", 0)),
+            missed_periods=int(last.get("missed_periods", 0)),
+            frame_to_command_ms=_jitter(last, "frame_to_command"),
         ),
+        seams=seams_of(bag, command_topics(bag)),
         plan_latency_ms=Latency(_percentile(latencies_ms, 50), _percentile(latencies_ms, 99)),
         predicted_frames=sum(bag.topics[topic].count for topic in bag.named("predicted_frame")),
         observations=int(status.observations) if status else 0,
         dropped_observations=sum(dropped.values()),
         dropped_by_reason=dropped,
         holds=int(last.get("holds", 0)),
+        holds_by_reason={
+            key.removeprefix(_HOLDS): int(count)
+            for key, count in last.items()
+            if key.startswith(_HOLDS) and int(count)
+        },
+        transitions=int(last.get("transitions", 0)),
+        saturated=int(last.get("saturated", 0)),
         rejected_chunks=int(last.get("rejected_chunks", 0)),
         backend=status.backend if status else "",
         bundle=status.bundle if status else "",
@@ -144,7 +178,8 @@ def controller_reports(bag: Bag) -> list[ControllerReport]:
 
 def command_topics(bag: Bag) -> list[str]:
     """Topics that hold commands, of whatever interface."""
-    return [topic for name in COMMAND_TOPICS for topic in bag.named(name)]
+    poses = [topic for topic in sorted(bag.topics) if topic.endswith(POSE_COMMAND)]
+    return [topic for name in COMMAND_TOPICS for topic in bag.named(name)] + poses
 
 
 def _spans(bag: Bag) -> tuple[float | None, float | None]:
@@ -155,6 +190,10 @@ def _spans(bag: Bag) -> tuple[float | None, float | None]:
     first, last = messages[0], messages[-1]
     stamped_ns = last.stamp_ns - first.stamp_ns
     return stamped_ns / 1e9, (last.log_ns - first.log_ns) / 1e9
+
+
+def _jitter(values: Mapping[str, str], name: str) -> Jitter:
+    return Jitter(*(_number(values.get(f"{name}_{part}_ms")) for part in ("p50", "p99", "max")))
 
 
 def _percentile(values: list[float], percent: float) -> float | None:

@@ -7,7 +7,6 @@ Simulator, policy node and controller node are processes of their own. Leaves ``
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -25,6 +24,7 @@ from sensor_msgs.msg import CameraInfo
 from std_msgs.msg import String
 from tqdm import tqdm
 
+from cosmos3_ros.command_line import Parser, positive
 from cosmos3_ros.engine.bundle import load_bundle
 from cosmos3_ros.msg import ActionChunk, PolicyStatus
 from cosmos3_ros.processes import Child, Children, ProcessFailed, end_on_signals, ros_environment
@@ -32,27 +32,28 @@ from cosmos3_ros.replay.outcomes import describe
 from cosmos3_ros.replay.report import report
 from cosmos3_ros.replay.summary import Summary, summarise
 from cosmos3_ros.resources import resource
-from cosmos3_ros.sim.team import CONTROL_RATE_HZ, Team, bring_up, start_node, start_team
+from cosmos3_ros.sim.arguments import add_planning_arguments, parse
+from cosmos3_ros.sim.team import (
+    CONTROL_RATE_HZ,
+    RECORDER,
+    Parameters,
+    Team,
+    bring_up,
+    require_arm,
+    require_runnable,
+    start_recorder,
+    start_team,
+)
 
 # A busy machine is late now and then, and DDS may take seconds to find the clock at the start.
 LEAST_SHARE_OF_RATE = 0.8
 LEAST_SHARE_OF_TIME = 0.5
 STANDSTILL_TIMEOUT_S = 20.0
+RECORDER_TIMEOUT_S = 20.0
 # The script's time begins with the first plan; a policy that makes none is not waited for longer.
 FIRST_PLAN_PATIENCE_S = 10.0
 
-RECORDED = {
-    "action_chunk": "cosmos3_ros/msg/ActionChunk",
-    "camera/exterior/image": "sensor_msgs/msg/Image",
-    "camera/wrist/image": "sensor_msgs/msg/Image",
-    "/diagnostics": "diagnostic_msgs/msg/DiagnosticArray",
-    "instruction": "std_msgs/msg/String",
-    "joint_command": "sensor_msgs/msg/JointState",
-    "joint_states": "sensor_msgs/msg/JointState",
-    "predicted_frame": "sensor_msgs/msg/Image",
-    "sim/state": "cosmos3_ros/msg/SimState",
-    "status": "cosmos3_ros/msg/PolicyStatus",
-}
+FROM_THE_SIMULATOR = ("camera/exterior/image", "camera/wrist/image", "joint_states", "sim/state")
 
 
 @dataclass(frozen=True)
@@ -66,11 +67,13 @@ class Line:
 # The second line is overtaken by the third while the arm is on its way.
 SCRIPT = (
     Line(0.0, "touch the red cube"),
-    Line(6.0, "touch the green cube"),
-    Line(6.6, "touch the blue cube"),
-    Line(11.0, "lift the green cube"),
+    Line(2.5, "touch the green cube"),
+    Line(3.1, "touch the blue cube"),
+    Line(6.6, "lift the green cube"),
 )
-SECONDS = 17.0
+SECONDS = 12.0
+# A scene that no demonstration of pico begins with.
+_SEED = 1_000_004
 
 
 class Director(Node):
@@ -91,6 +94,26 @@ class Director(Node):
         self.create_subscription(CameraInfo, "camera/exterior/camera_info", self._tick, 1)
         self.create_subscription(PolicyStatus, "status", self._hear, latched)
         self.create_subscription(ActionChunk, "action_chunk", self._plan, 1)
+
+    def await_recorder(self, children: Children, recorder: Child) -> None:
+        """Until what the simulator sends is being recorded: the arm moves as soon as nodes are up.
+
+        Raises ProcessFailed when a process ends, or the recorder is not there in time.
+        """
+        end_s = time.monotonic() + RECORDER_TIMEOUT_S
+        while not all(map(self._is_recorded, FROM_THE_SIMULATOR)):
+            rclpy.spin_once(self, timeout_sec=0.05)
+            children.check()
+            if time.monotonic() > end_s:
+                topics = ", ".join(t for t in FROM_THE_SIMULATOR if not self._is_recorded(t))
+                raise recorder.failure(
+                    f"has not subscribed to {topics} within {RECORDER_TIMEOUT_S:g} s; free the "
+                    "machine and try again"
+                )
+
+    def _is_recorded(self, topic: str) -> bool:
+        about = self.get_subscriptions_info_by_topic(topic)
+        return any(end.node_name == RECORDER for end in about)
 
     def drive(self, seconds: float, children: Children, team: Team) -> float:
         """Let simulated time pass, or less when the policy fails; returns the wall time taken [s].
@@ -137,47 +160,61 @@ class Director(Node):
 
 def main(argv: list[str] | None = None) -> int:
     """Run the demo; 0 when plans and commands really flowed, 1 with the reason otherwise."""
-    args = _parser().parse_args(argv)
+    args = parse(_parser(), argv)
     end_on_signals()
     script = SCRIPT if args.instruction is None else (Line(0.0, args.instruction),)
+    policy = {
+        "plan_rate_hz": args.plan_rate,
+        "strategy": args.strategy,
+        "state_ahead": str(args.state_ahead).lower(),
+        "added_latency_s": args.added_latency_ms / 1e3,
+    }
+    bundle = args.bundle or resource("engines", "pico")
     try:
-        demonstrate(args.out, args.seconds, script, args.bundle or resource("engines", "pico"))
-    except (ProcessFailed, ValueError) as error:
+        demonstrate(args.out, args.seconds, script, bundle, policy)
+    except (ProcessFailed, ValueError, OSError) as error:
         print(f"demo failed: {error}", file=sys.stderr)
         return 1
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="./run demo", description=__doc__)
+    parser = Parser(prog="./run demo", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of everything it leaves")
     parser.add_argument(
-        "--seconds", type=float, default=SECONDS, help="simulated time (default: %(default)s)"
+        "--seconds", type=positive, default=SECONDS, help="simulated time (default: %(default)s)"
     )
     told = ", ".join(f"'{line.instruction}' at {line.at_s:g} s" for line in SCRIPT)
     parser.add_argument("--instruction", help=f"what the arm is told (default: {told})")
     parser.add_argument(
         "--bundle", type=Path, help="default: the trained policy that ships, engines/pico"
     )
+    add_planning_arguments(parser)
     return parser
 
 
-def demonstrate(out: Path, seconds: float, script: Sequence[Line], bundle: Path) -> None:
-    """Drive the arm and write what came of it.
+def demonstrate(
+    out: Path, seconds: float, script: Sequence[Line], bundle: Path, policy: Parameters
+) -> None:
+    """Drive the arm and write what came of it. ``policy``: parameters of the policy node.
 
-    Raises ProcessFailed naming the process that failed, with the end of its log.
+    Raises AnotherRobot for a bundle of one, BundleError for one that this CPU cannot run,
+    ProcessFailed naming the process that failed, with the end of its log.
     """
     recording = out / "output.mcap"
     for stale in (recording, out / "summary.json", out / "report.png"):
         stale.unlink(missing_ok=True)
-    embodiment = load_bundle(bundle).manifest.contract.embodiment
+    loaded = load_bundle(bundle)
+    embodiment = require_arm(loaded)
+    require_runnable(loaded)
     environment = ros_environment()
     os.environ.update(environment)
     with Children(out / "logs", environment) as children:
-        recorder = _start_recorder(children, recording)
-        team = start_team(children, bundle, embodiment, sim={}, policy={})
+        recorder = start_recorder(children, recording)
+        team = start_team(children, bundle, embodiment.name, sim={"seed": _SEED}, policy=policy)
         # It speaks before the nodes are up: the instruction is there when the policy node is.
         with _directing(script) as director:
+            director.await_recorder(children, recorder)
             bring_up(children, team)
             wall_s = director.drive(seconds, children, team)
         endings = children.stop()
@@ -213,11 +250,6 @@ def _directing(script: Sequence[Line]) -> Iterator[Director]:
     finally:
         director.destroy_node()
         rclpy.shutdown()
-
-
-def _start_recorder(children: Children, recording: Path) -> Child:
-    topics = json.dumps([f"{topic}:{kind}" for topic, kind in RECORDED.items()])
-    return start_node(children, "recorder_node", "nodes", {"output": recording, "topics": topics})
 
 
 def _print_table(summary: Summary, out: Path) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
+from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import Parameter
@@ -14,33 +17,72 @@ from rclpy.time import Time
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
-from cosmos3_ros.control.chunk import NS_PER_S, Chunk
+from cosmos3_ros.control.chunk import NS_PER_S, Chunk, Refusal
+from cosmos3_ros.control.seams import seam
+from cosmos3_ros.control.space import Space
 from cosmos3_ros.msg import ActionChunk, PolicyStatus, SimState
 from cosmos3_ros.nodes.chunks import chunk_from_message
+from cosmos3_ros.policy.commands import command_space
 from cosmos3_ros.policy.embodiment import Embodiment
 from cosmos3_ros.processes import Child, Children
-from cosmos3_ros.sim.scoring import EpisodeResult, result_of, seam_jump
+from cosmos3_ros.sim.scoring import EpisodeResult, result_of
 from cosmos3_ros.sim.tasks import Judge, Trial
-from cosmos3_ros.sim.team import Team
+from cosmos3_ros.sim.team import CONTROL_RATE_HZ, Team
 
-# Wall time in which a message that is due has to come.
+# Wall time in which a message that is due has to come, longer where simulated time is slower.
 PATIENCE_S = 30.0
 # How often the processes are looked at.
 _CHECK_PERIOD_S = 1.0
+# The controller node's entry in diagnostics.
+_CONTROLLER_ENTRY = "cosmos3_controller: commands"
+
+
+@dataclass
+class Passed:
+    """Time that has passed in episodes: simulated, and on the steady clock [s]."""
+
+    simulated_s: float = 0.0
+    steady_s: float = 0.0
+
+    @property
+    def pace(self) -> float | None:
+        """Simulated seconds a second; None before anything has passed."""
+        return self.simulated_s / self.steady_s if self.steady_s > 0 else None
 
 
 class Examiner(Node):
-    """``conduct`` runs one episode."""
+    """``conduct`` runs one episode, and ``passed`` grows with it.
 
-    def __init__(self, embodiment: Embodiment, children: Children, team: Team) -> None:
+    ``real_time_factor``: the simulator's. ``patience_s``: how long it waits for what is due.
+    """
+
+    def __init__(
+        self,
+        embodiment: Embodiment,
+        children: Children,
+        team: Team,
+        real_time_factor: float,
+        passed: Passed,
+        patience_s: float = PATIENCE_S,
+    ) -> None:
         use_sim_time = Parameter("use_sim_time", value=True)
         super().__init__("cosmos3_examiner", parameter_overrides=[use_sim_time])
         self._embodiment, self._children, self._team = embodiment, children, team
+        self._passed = passed
+        # A faster one does not make the nodes start or plan any faster.
+        self._stretch = 1 / min(1.0, real_time_factor)
+        self._patience_s = patience_s
+        self._space = command_space(embodiment)
         self._judge: Judge | None = None
         self._trial: Trial | None = None
         self._told, self._fault = "", ""
         self._plans = 0
         self._seam_jumps: list[float] = []
+        # When the episode's states were: simulated, and on the steady clock [s].
+        self._times: list[tuple[float, float]] = []
+        # Chunks since activation, by reason.
+        self._refused_by_policy: Counter[str] = Counter()
+        self._refused_by_controller: Counter[str] = Counter()
         self._followed: Chunk | None = None
 
         latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
@@ -49,11 +91,15 @@ class Examiner(Node):
         self.create_subscription(SimState, "sim/state", self._see, 50)
         self.create_subscription(PolicyStatus, "status", self._hear, latched)
         self.create_subscription(ActionChunk, "action_chunk", self._follow, 10)
+        self.create_subscription(DiagnosticArray, "/diagnostics", self._count, 10)
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(self)
 
     def conduct(self, trial: Trial) -> EpisodeResult:
-        """One episode. Raises ProcessFailed when a node fails or falls silent."""
+        """One episode. Raises ProcessFailed when a node fails or falls silent.
+
+        Nodes report what they refused once a second: the last of it counts in the next episode.
+        """
         self._judge = self._trial = None
         self._told = ""
         self._instruction.publish(String(data=trial.instruction))
@@ -63,25 +109,35 @@ class Examiner(Node):
         sim = self._team.sim
         self._until(self._reset.service_is_ready, "offered to reset the scene", by=sim)
         self._plans, self._followed = 0, None
-        self._seam_jumps = []
+        self._seam_jumps, self._times = [], []
+        refused_before = self._refused_chunks
         self._trial, self._judge = trial, Judge(trial.task)
         answer = self._reset.call_async(Trigger.Request())
         self._until(answer.done, "reset the scene", by=sim)
         judge = self._judge
         limit_s = 20 * trial.task.limit_s
         self._until(lambda: judge.verdict is not None, "brought the episode to its end", limit_s)
-        return result_of(trial, judge, self._plans, self._seam_jumps)
+        (began_s, began_steady_s), (ended_s, ended_steady_s) = self._times[0], self._times[-1]
+        self._passed.simulated_s += ended_s - began_s
+        self._passed.steady_s += ended_steady_s - began_steady_s
+        refused = self._refused_chunks - refused_before
+        return result_of(trial, judge, self._plans, self._seam_jumps, refused)
+
+    @property
+    def _refused_chunks(self) -> Counter[str]:
+        return self._refused_by_policy + self._refused_by_controller
 
     def _until(
         self,
         done: Callable[[], bool],
         what: str,
-        timeout_s: float = PATIENCE_S,
+        timeout_s: float | None = None,
         *,
         by: Child | None = None,
     ) -> None:
-        """Spin until ``done``. Raises ProcessFailed after ``timeout_s``: ``by``, if not the policy
-        node, "has not" done ``what``."""
+        """Spin until ``done``. Raises ProcessFailed after ``timeout_s`` at real time, if not the
+        usual patience: ``by``, if not the policy node, "has not" done ``what``."""
+        timeout_s = (timeout_s or self._patience_s) * self._stretch
         end = time.monotonic() + timeout_s
         check = 0.0
         while not done():
@@ -101,21 +157,43 @@ class Examiner(Node):
             return
         seconds = Time.from_msg(message.header.stamp).nanoseconds / NS_PER_S
         centres = np.array([[c.x, c.y, c.z] for c in message.centres])
+        self._times.append((seconds, time.monotonic()))
         judge.see(seconds, frozenset(message.touched), centres, np.array(message.distances))
 
     def _hear(self, status: PolicyStatus) -> None:
         self._fault = status.reason if status.state == PolicyStatus.STATE_FAULT else ""
+        counts = map(int, status.rejected_chunk_counts)
+        self._refused_by_policy = Counter(
+            dict(zip(status.rejected_chunk_reasons, counts, strict=True))
+        )
+
+    def _count(self, message: DiagnosticArray) -> None:
+        for entry in message.status:
+            if entry.name == _CONTROLLER_ENTRY:
+                values = {pair.key: pair.value for pair in entry.values}
+                self._refused_by_controller = Counter(
+                    {str(reason): int(values[f"rejected_{reason}"]) for reason in Refusal}
+                )
 
     def _follow(self, message: ActionChunk) -> None:
         """What the controller hears, too."""
         self._told = message.instruction
-        chunk = chunk_from_message(message, self._embodiment)
+        chunk = chunk_from_message(message, self._space)
         now_ns = self.get_clock().now().nanoseconds
         # Of the scene before a reset.
         if chunk.stamp_ns > now_ns:
             return
         self._plans += 1
         if self._followed is not None and self._followed.stamp_ns < chunk.stamp_ns:
-            jump = seam_jump(self._followed, chunk, now_ns, self._embodiment.velocity)
-            self._seam_jumps.append(jump)
+            space = self._space
+            found = seam(
+                self._followed,
+                chunk,
+                now_ns,
+                round(NS_PER_S / CONTROL_RATE_HZ),
+                space.velocity,
+                Space(space.width, space.quaternions),
+                ~np.isnan(space.hysteresis),
+            )
+            self._seam_jumps.append(found.position_s)
         self._followed = chunk

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from cosmos3_ros.control.chunk import Chunk
-from cosmos3_ros.control.schedule import Schedule
 from cosmos3_ros.sim.tasks import NEITHER, SUCCESS, WRONG, Judge, Trial
 
 # Two-sided 95 % of the normal distribution.
@@ -24,7 +23,8 @@ class EpisodeResult:
     ``instruction`` is what the policy was told, ``kind`` and ``colour`` what it is judged by.
     ``seam_jumps``: for each plan that replaced another, the time [s] in which the channel that
     jumped most could travel its jump at its velocity limit. ``min_distance_m``: the nearest that
-    the fingertip came to the centre of a goal.
+    the fingertip came to the centre of a goal. ``refused_chunks``: plans that were not followed, by
+    reason.
     """
 
     kind: str
@@ -38,9 +38,16 @@ class EpisodeResult:
     min_distance_m: float
     plans: int
     seam_jumps: tuple[float, ...]
+    refused_chunks: Mapping[str, int]
 
 
-def result_of(trial: Trial, judge: Judge, plans: int, seam_jumps: Sequence[float]) -> EpisodeResult:
+def result_of(
+    trial: Trial,
+    judge: Judge,
+    plans: int,
+    seam_jumps: Sequence[float],
+    refused_chunks: Mapping[str, int],
+) -> EpisodeResult:
     """The result of an episode that is decided."""
     assert judge.verdict is not None, "the episode is not over"
     task = trial.task
@@ -56,23 +63,12 @@ def result_of(trial: Trial, judge: Judge, plans: int, seam_jumps: Sequence[float
         min_distance_m=judge.min_distance_m,
         plans=plans,
         seam_jumps=tuple(seam_jumps),
+        refused_chunks={str(reason): count for reason, count in refused_chunks.items()},
     )
 
 
-def seam_jump(old: Chunk, new: Chunk, now_ns: int, speed: np.ndarray) -> float:
-    """How far two plans are apart when one replaces the other, in seconds at the speed limit.
-
-    ``speed``: velocity limit of each channel [width].
-    """
-    apart = Schedule(new, new.stamp_ns, new.rows[0]).at(now_ns)
-    apart = apart - Schedule(old, old.stamp_ns, old.rows[0]).at(now_ns)
-    return float(np.max(np.abs(apart) / speed))
-
-
 def wilson(count: int, total: int) -> tuple[float, float]:
-    """The 95 % interval of a rate, ``count`` of ``total`` (Wilson 1927); (0, 1) of nothing."""
-    if not total:
-        return 0.0, 1.0
+    """The 95 % interval of a rate, ``count`` of at least one (Wilson 1927)."""
     rate, square = count / total, _Z * _Z
     centre = rate + square / (2 * total)
     half = _Z * math.sqrt(rate * (1 - rate) / total + square / (4 * total * total))
@@ -81,13 +77,19 @@ def wilson(count: int, total: int) -> tuple[float, float]:
 
 
 def score(results: Sequence[EpisodeResult]) -> dict[str, Any]:
-    """The figures of an evaluation: of all episodes, and by task, by colour, by wording."""
+    """The figures of at least one episode: of all, and by task, colour, wording and what was told,
+    the colour it is judged by or another one."""
     return {
         **_figures(results),
         "by_task": _by(results, lambda result: result.kind),
         "by_colour": _by(results, lambda result: f"{result.kind} {result.colour}"),
         "by_wording": _by(results, lambda result: result.wording),
+        "by_told": _by(results, _told),
     }
+
+
+def _told(result: EpisodeResult) -> str:
+    return "its own" if result.colour in result.instruction.split() else "another"
 
 
 def _by(
@@ -103,13 +105,15 @@ def _figures(results: Sequence[EpisodeResult]) -> dict[str, Any]:
     for verdict in (SUCCESS, WRONG, NEITHER):
         count = sum(result.verdict == verdict for result in results)
         low, high = wilson(count, total)
-        rate = count / total if total else math.nan
         rates[verdict] = {
-            "rate": round(rate, 4),
+            "rate": round(count / total, 4),
             "low": round(low, 4),
             "high": round(high, 4),
             "count": count,
         }
+    refused: Counter[str] = Counter()
+    for result in results:
+        refused.update(result.refused_chunks)
     times = [r.time_to_goal_s for r in results if r.time_to_goal_s is not None]
     return {
         "episodes": total,
@@ -118,6 +122,7 @@ def _figures(results: Sequence[EpisodeResult]) -> dict[str, Any]:
         "plans": _spread([r.plans for r in results], 1),
         "seam_jump": _spread([jump for r in results for jump in r.seam_jumps], 4),
         "min_distance_cm": _spread([100 * r.min_distance_m for r in results], 2),
+        "refused_chunks": dict(refused),
     }
 
 
@@ -131,18 +136,24 @@ def _spread(values: Iterable[float], digits: int) -> dict[str, float | None]:
 
 
 def table(scores: dict[str, Any]) -> str:
-    """The figures as text, one line a task."""
+    """The figures as text, one line a task, and one for colours that were told and are not judged
+    by and for refused chunks where there were any."""
     lines = [
-        f"{'task':10}{'episodes':>9}{'success':>9}{'95 %':>15}{'wrong':>8}{'neither':>9}"
+        f"{'task':10}{'episodes':>9}{'success':>9}{'95 %':>18}{'wrong':>8}{'neither':>9}"
         f"{'time [s]':>10}{'nearest [cm]':>14}"
     ]
     for name, row in {**scores["by_task"], "all": scores}.items():
         success, time_s = row["success"], row["time_to_goal_s"]["p50"]
         interval = f"{success['low']:.1%} .. {success['high']:.1%}"
         lines.append(
-            f"{name:10}{row['episodes']:>9}{success['rate']:>9.1%}{interval:>15}"
+            f"{name:10}{row['episodes']:>9}{success['rate']:>9.1%}{interval:>18}"
             f"{row['wrong']['rate']:>8.1%}{row['neither']['rate']:>9.1%}"
             f"{'-' if time_s is None else format(time_s, '.2f'):>10}"
             f"{row['min_distance_cm']['p50']:>14.2f}"
         )
+    if (told := scores["by_told"]).keys() != {"its own"}:
+        rows = (f"{row['success']['count']} of {row['episodes']} {n}" for n, row in told.items())
+        lines.append(f"success by the colour that was told: {', '.join(rows)}")
+    if refused := scores["refused_chunks"]:
+        lines.append(f"refused chunks: {', '.join(f'{n} {r}' for r, n in sorted(refused.items()))}")
     return "\n".join(lines)

@@ -59,6 +59,8 @@ class SimNode(Node):
         self._seed = self._declare_seed()
         self._pace = Pace(self._declare_real_time_factor())
         self._black_cameras = self._declare_black_cameras()
+        if self._black_cameras:
+            self.get_logger().warning("the cameras show black pictures (black_cameras)")
         self._world = World()
         self._world.reset(self._seed)
         self._episode = 0

@@ -130,12 +130,22 @@ def draw_trials(
     """Tasks of one kind in the scenes 1 .. ``count`` of ``seed``, always the same.
 
     ``held_out``: in wordings that no policy is trained on. ``shuffled``: the policy is told the
-    instruction of another trial, drawn from all of them.
+    instruction of another trial, drawn from all of them. Raises ValueError where there is none.
     """
+    if shuffled and count < 2:
+        raise ValueError(
+            f"{count} episode with shuffled instructions: there is no other one to take them from; "
+            "expected at least 2"
+        )
     # Apart from the scenes', which are drawn from (seed, episode).
     random = np.random.default_rng((seed, KINDS.index(kind), _TASK_STREAM))
     tasks = [draw_task(random, [kind], held_out=held_out) for _ in range(count)]
-    told = [tasks[i] for i in random.permutation(count)] if shuffled else tasks
+    told = list(tasks)
+    if shuffled:
+        order = random.permutation(count)
+        # Round the circle that the order is, or some would be told their own.
+        for trial, other in zip(order, np.roll(order, 1), strict=True):
+            told[trial] = tasks[other]
     return [
         Trial(seed, episode, task, said.instruction)
         for episode, (task, said) in enumerate(zip(tasks, told, strict=True), 1)

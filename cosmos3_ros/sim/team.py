@@ -2,16 +2,39 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from cosmos3_ros.engine.backends import open_backend
+from cosmos3_ros.engine.bundle import Bundle
+from cosmos3_ros.policy.embodiment import Embodiment, load_embodiment
 from cosmos3_ros.processes import Child, Children, ProcessFailed
+from cosmos3_ros.sim.world import CAMERAS, JOINTS
 
 CONTROL_RATE_HZ = 50.0
 BRINGUP_TIMEOUT_S = 120.0
+RECORDED = {
+    "action_chunk": "cosmos3_ros/msg/ActionChunk",
+    "camera/exterior/image": "sensor_msgs/msg/Image",
+    "camera/wrist/image": "sensor_msgs/msg/Image",
+    "controller_status": "cosmos3_ros/msg/ControllerStatus",
+    "/diagnostics": "diagnostic_msgs/msg/DiagnosticArray",
+    "instruction": "std_msgs/msg/String",
+    "joint_command": "sensor_msgs/msg/JointState",
+    "joint_states": "sensor_msgs/msg/JointState",
+    "predicted_frame": "sensor_msgs/msg/Image",
+    "sim/state": "cosmos3_ros/msg/SimState",
+    "status": "cosmos3_ros/msg/PolicyStatus",
+}
+RECORDER = "cosmos3_recorder"
 
 Parameters = Mapping[str, object]
+
+
+class AnotherRobot(ValueError):
+    """A bundle is for another robot than the simulated arm."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +44,24 @@ class Team:
     sim: Child
     policy: Child
     controller: Child
+
+
+def require_arm(bundle: Bundle) -> Embodiment:
+    """The bundle's embodiment. Raises AnotherRobot where that is not of the simulated arm."""
+    embodiment = load_embodiment(bundle.manifest.contract.embodiment)
+    cameras = [view.name for view in embodiment.cameras]
+    if embodiment.joints != JOINTS or not cameras or not set(cameras) <= set(CAMERAS):
+        raise AnotherRobot(
+            f"bundle '{bundle.manifest.name}' is for embodiment '{embodiment.name}'; expected one "
+            f"of the simulated arm, with joints {', '.join(JOINTS)} and cameras out of "
+            f"{', '.join(CAMERAS)}"
+        )
+    return embodiment
+
+
+def require_runnable(bundle: Bundle) -> None:
+    """Open a bundle as the policy node will. Raises BundleError where this CPU cannot run it."""
+    open_backend(bundle, "onnxruntime", threads=1).close()
 
 
 def start_team(
@@ -42,11 +83,25 @@ def start_team(
     )
 
 
-def start_node(children: Children, name: str, room: str, parameters: Parameters) -> Child:
-    """Start a node's module with parameters."""
+def start_node(
+    children: Children,
+    name: str,
+    room: str,
+    parameters: Parameters,
+    *words: str,
+    module: str | None = None,
+) -> Child:
+    """Start a node's module with parameters and further ROS arguments. ``module``: where the
+    child's name is another."""
     given = [word for key, value in parameters.items() for word in ("-p", f"{key}:={value}")]
-    module = f"cosmos3_ros.{room}.{name}"
-    return children.start_module(name, module, "--ros-args", *given)
+    path = f"cosmos3_ros.{room}.{module or name}"
+    return children.start_module(name, path, "--ros-args", *given, *words)
+
+
+def start_recorder(children: Children, recording: Path) -> Child:
+    """Start to record all that the team says, into an MCAP file."""
+    topics = json.dumps([f"{topic}:{kind}" for topic, kind in RECORDED.items()])
+    return start_node(children, "recorder_node", "nodes", {"output": recording, "topics": topics})
 
 
 def bring_up(children: Children, team: Team) -> None:

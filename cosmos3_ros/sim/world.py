@@ -172,11 +172,6 @@ class World:
         return self.data.qvel[: _FINGER + 1].copy()
 
     @property
-    def targets(self) -> np.ndarray:
-        """What JOINTS [rad] and GRIPPER_JOINT [m] were last told, [8]."""
-        return self.data.ctrl.copy()
-
-    @property
     def cubes(self) -> np.ndarray:
         """Centres of the red, green and blue cube in the base frame [3, 3, m]."""
         return self.data.xpos[self._cubes].copy()

@@ -8,6 +8,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 # Qwen's, in the order that byte_level_tokenizer and the checkpoint's own have them by name.
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>")
+# Every byte is a token, so that any text can be written.
+SMALLEST_VOCABULARY = 256 + len(SPECIAL)
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Tokenizer:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -12,8 +13,15 @@ import numpy as np
 
 from cosmos3_ros.engine.session import Contract
 from cosmos3_ros.policy.canvas import Composer, Fitter
-from cosmos3_ros.policy.embodiment import Embodiment
-from cosmos3_ros.replay.episode import Episode, LeRobotError, load_dataset, load_episodes
+from cosmos3_ros.policy.embodiment import JOINT_POSITION, Embodiment, EmbodimentError
+from cosmos3_ros.replay.episode import (
+    FRAME_TOLERANCE,
+    Episode,
+    LeRobotError,
+    load_dataset,
+    load_episodes,
+    video_times_s,
+)
 from cosmos3_ros.replay.lerobot import camera_name
 
 STATE, ACTION = "observation.state", "action"
@@ -37,7 +45,8 @@ class Demonstrations:
     """
 
     def __init__(self, path: Path, embodiment: Embodiment, contract: Contract) -> None:
-        """Raises LeRobotError for a data set that does not fit, naming what it was."""
+        """Raises LeRobotError for a data set that does not fit, naming what it was, and
+        EmbodimentError for a robot whose rows are no joints."""
         dataset = load_dataset(path)
         _require_robot(dataset.features, path, embodiment)
         if abs(dataset.fps - contract.fps) > 1e-6:
@@ -57,7 +66,9 @@ class Demonstrations:
                 f"{contract.chunk} frames; expected a chunk and the frame before it"
             )
         for episode in self.episodes:
-            _require_videos(episode, self._keys)
+            _require_rate(episode)
+        for key in self._keys.values():
+            _require_videos(self.episodes, key)
         self.states = [_numbers(episode, STATE, embodiment) for episode in self.episodes]
         self.actions = [_numbers(episode, ACTION, embodiment) for episode in self.episodes]
         self.instructions = [_instructions(episode) for episode in self.episodes]
@@ -95,11 +106,43 @@ class Demonstrations:
         return [Clip(episode, min(int(first), room - 1)) for first in firsts]
 
 
+def joint_names(embodiment: Embodiment) -> list[str]:
+    """What the numbers of a row are, the gripper's last.
+
+    Raises EmbodimentError for a robot that is told something else than joint positions.
+    """
+    if embodiment.action_space != JOINT_POSITION:
+        raise EmbodimentError(
+            f"embodiment '{embodiment.name}' has action_space {embodiment.action_space}; expected "
+            f"{JOINT_POSITION}: demonstrations are read as joint positions alone"
+        )
+    gripper = embodiment.gripper
+    return [*embodiment.joints, *([gripper.joint] if gripper else [])]
+
+
+def meta_sha256(path: Path) -> str:
+    """Of everything that a data set's ``meta`` says: its episodes, tasks, statistics."""
+    digest = hashlib.sha256()
+    for file in _files(path, "meta"):
+        digest.update(f"{file.relative_to(path)}\n".encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def files_of(path: Path) -> dict[str, str]:
+    """What a data set's files hold, by their paths in it: SHA-256 of rows, size of videos."""
+    rows = {file: hashlib.sha256(file.read_bytes()).hexdigest() for file in _files(path, "data")}
+    videos = {file: f"{file.stat().st_size} bytes" for file in _files(path, "videos")}
+    return {str(file.relative_to(path)): held for file, held in (rows | videos).items()}
+
+
+def _files(path: Path, folder: str) -> list[Path]:
+    return sorted(file for file in path.glob(f"{folder}/**/*") if file.is_file())
+
+
 def _require_robot(
     features: Mapping[str, Mapping[str, Any]], path: Path, embodiment: Embodiment
 ) -> None:
-    gripper = embodiment.gripper
-    joints = [*embodiment.joints, *([gripper.joint] if gripper else [])]
+    joints = joint_names(embodiment)
     for column in (STATE, ACTION):
         names = _flat(features.get(column, {}).get("names"))
         if names and names != joints:
@@ -129,14 +172,38 @@ def _camera_keys(keys: list[str], path: Path, embodiment: Embodiment) -> dict[st
     return {view.name: by_name[view.name] for view in embodiment.cameras}
 
 
-def _require_videos(episode: Episode, keys: Mapping[str, str]) -> None:
-    for key in keys.values():
-        file = episode.video_file(key)
+def _require_rate(episode: Episode) -> None:
+    """Rows are a frame's time apart: a chunk is that many of them, whatever their timestamps."""
+    fps, times_s = episode.dataset.fps, episode.times_s - episode.times_s[0]
+    off = np.abs(times_s * fps - np.arange(len(times_s)))
+    if (off > FRAME_TOLERANCE).any():
+        row = int(np.argmax(off > FRAME_TOLERANCE))
+        raise LeRobotError(
+            f"episode {episode.index} of '{episode.dataset.path}': row {row} is {times_s[row]:.3f} "
+            f"s after the first; expected {row / fps:.3f} s, at the data set's {fps:g} frames a "
+            "second; record or resample it at one rate"
+        )
+
+
+def _require_videos(episodes: Sequence[Episode], camera: str) -> None:
+    """Every video of a camera is there, with each frame of its episodes, and the last decodes."""
+    of_file: dict[Path, list[Episode]] = {}
+    for episode in episodes:
+        of_file.setdefault(episode.video_file(camera), []).append(episode)
+    for file, shown in of_file.items():
         if not file.is_file():
             raise LeRobotError(
-                f"episode {episode.index} has no video '{file}'; get the missing videos, or train "
+                f"episode {shown[0].index} has no video '{file}'; get the missing videos, or train "
                 "on a data set that has them"
             )
+        times_s = video_times_s(file)
+        for episode in shown:
+            episode.require_frames(camera, times_s)
+        max(shown, key=lambda e: _end_s(e, camera)).last_frame(camera)
+
+
+def _end_s(episode: Episode, camera: str) -> float:
+    return float(episode.frame_times_s(camera)[-1])
 
 
 def _numbers(episode: Episode, column: str, embodiment: Embodiment) -> np.ndarray:

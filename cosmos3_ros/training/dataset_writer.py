@@ -29,6 +29,10 @@ _CODEC = "libx264"
 _PIXELS = "yuv444p"
 _CODEC_OPTIONS = {"crf": "10", "g": "8", "preset": "veryfast", "bf": "0"}
 _PARTS = ".parts"
+# Every so many frames count for the statistics of the pictures.
+_PICTURE_PERIOD = 10
+# The column that holds the index of a pandas frame, as pandas names it.
+_INDEX = "__index_level_0__"
 
 
 @dataclass(frozen=True)
@@ -75,17 +79,19 @@ def write_file(path: Path, layout: Layout, file_index: int, episodes: Sequence[R
         partial = video.with_name(f".{video.name}")
         _write_video(partial, layout.fps, size, [f for e in episodes for f in e.frames[camera]])
         partial.rename(video)
+    held: dict[str, Any] = {
+        "states": np.concatenate([e.states for e in episodes]).astype(np.float32),
+        "actions": np.concatenate([e.actions for e in episodes]).astype(np.float32),
+        "lengths": np.array([len(e.states) for e in episodes]),
+        "tasks": np.array([layout.tasks.index(e.instruction) for e in episodes]),
+    }
+    for camera in layout.cameras:
+        held[camera_key(camera)] = _colours([f for e in episodes for f in e.frames[camera]])
     part = _part(path, file_index)
     part.parent.mkdir(parents=True, exist_ok=True)
     partial = part.with_name(f".{part.name}")
     with partial.open("wb") as stream:
-        np.savez(
-            stream,
-            states=np.concatenate([e.states for e in episodes]).astype(np.float32),
-            actions=np.concatenate([e.actions for e in episodes]).astype(np.float32),
-            lengths=np.array([len(e.states) for e in episodes]),
-            tasks=np.array([layout.tasks.index(e.instruction) for e in episodes]),
-        )
+        np.savez(stream, **held)
     partial.rename(part)
 
 
@@ -97,15 +103,14 @@ def finish(path: Path, layout: Layout, files: int) -> None:
         _write_numbers(path, layout, index, part, first_episode, first_frame)
         first_episode += len(part["lengths"])
         first_frame += len(part["states"])
-    indexes = np.arange(len(layout.tasks))
-    # The text is the index of the frame that LeRobot keeps its tasks in.
-    tasks = pa.table({"task_index": indexes, "__index_level_0__": list(layout.tasks)})
-    pq.write_table(tasks, path / "meta" / "tasks.parquet")
+    pq.write_table(_tasks(layout.tasks), path / "meta" / "tasks.parquet")
     numbers = {STATE: "states", ACTION: "actions"}
-    stats = {
+    stats: dict[str, Any] = {
         key: _statistics(np.concatenate([part[name] for part in parts]))
         for key, name in numbers.items()
     }
+    for key in map(camera_key, layout.cameras):
+        stats[key] = _picture_statistics(np.concatenate([part[key] for part in parts]))
     (path / "meta" / "stats.json").write_text(json.dumps(stats, indent=1))
     partial = path / "meta" / ".info.json"
     partial.write_text(json.dumps(_info(layout, first_episode, first_frame), indent=1))
@@ -174,6 +179,43 @@ def _write_numbers(
         file = path / folder / "chunk-000" / f"file-{file_index:03d}.parquet"
         file.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(table, file)
+
+
+def _tasks(texts: Sequence[str]) -> pa.Table:
+    """Tasks as LeRobot keeps them: a pandas frame whose index is the text."""
+    column = {"metadata": None, "field_name": "task_index", "name": "task_index"}
+    index = {"metadata": None, "field_name": _INDEX, "name": None}
+    pandas = {
+        "index_columns": [_INDEX],
+        "column_indexes": [],
+        "columns": [
+            column | {"pandas_type": "int64", "numpy_type": "int64"},
+            index | {"pandas_type": "unicode", "numpy_type": "object"},
+        ],
+    }
+    table = pa.table({"task_index": np.arange(len(texts)), _INDEX: list(texts)})
+    return table.replace_schema_metadata({"pandas": json.dumps(pandas)})
+
+
+def _colours(frames: Sequence[np.ndarray]) -> np.ndarray:
+    """Of some frames: mean, mean square, least and largest of each colour, 0 .. 1: [n,4,3]."""
+    shown = np.stack(frames[::_PICTURE_PERIOD]).astype(np.float64) / 255
+    sides = (1, 2)
+    of = (shown.mean(sides), np.square(shown).mean(sides), shown.min(sides), shown.max(sides))
+    return np.stack(of, 1)
+
+
+def _picture_statistics(colours: np.ndarray) -> dict[str, Any]:
+    """As LeRobot has them: by colour, [3,1,1], and of how many frames."""
+    mean, square = colours[:, 0].mean(0), colours[:, 1].mean(0)
+    of = {
+        "mean": mean,
+        "std": np.sqrt(np.maximum(square - np.square(mean), 0)),
+        "min": colours[:, 2].min(0),
+        "max": colours[:, 3].max(0),
+    }
+    by_name = {name: values.reshape(3, 1, 1).tolist() for name, values in of.items()}
+    return {**by_name, "count": [len(colours)]}
 
 
 def _statistics(values: np.ndarray) -> dict[str, list[float]]:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from cosmos3_ros.policy.embodiment import Embodiment, load_embodiment
 from cosmos3_ros.replay.episode import LeRobotError
 from cosmos3_ros.sim.expert import RATE_HZ, Expert, closedness, finger_position
 from cosmos3_ros.sim.tasks import COLOURS, KINDS, SUCCESS, WORDINGS, Judge, Task, draw_task
 from cosmos3_ros.sim.world import CAMERAS, CUBES, GRIPPER_JOINT, JOINTS, STEPS_PER_FRAME, World
+from cosmos3_ros.training.bars import Bar
 from cosmos3_ros.training.dataset_writer import Layout, Recording, finish, is_written, write_file
 
 EMBODIMENT = "pico_panda"
@@ -28,7 +28,7 @@ _STAYS = {"touch": 14, "lift": 24, "any": 14}
 # the cubes stand, and a policy would learn that in place of the words.
 _TASK_STREAM = 1
 # Clips of a chunk's length begin anywhere: an episode has room for some of them [frames].
-_SHORTEST = 24
+SHORTEST = 24
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,18 +46,31 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
-def make_episodes(out: Path, episodes: int, seed: int, processes: int = 2) -> None:
+def make_episodes(
+    out: Path,
+    episodes: int,
+    seed: int,
+    processes: int = 2,
+    written: Callable[[], None] = lambda: None,
+) -> None:
     """Write ``episodes`` demonstrations, or what is missing of them.
 
-    Raises LeRobotError where there is another data set, or a number that makes none.
+    ``written``: called after each file of them. Raises LeRobotError where there is another data
+    set, or a number that makes none.
     """
     if episodes < 1 or processes < 1:
         raise LeRobotError(
             f"{episodes} episodes by {processes} processes; expected at least one of both"
         )
+    if seed < 0:
+        raise LeRobotError(f"seed {seed} of the scenes; expected at least 0")
     plan = out / "demonstrations.txt"
     made_as = f"{episodes} episodes, seed {seed}\n"
-    if out.exists() and (not plan.is_file() or plan.read_text() != made_as):
+    if plan.is_file():
+        is_another = plan.read_text() != made_as
+    else:
+        is_another = out.exists() and any(out.iterdir())
+    if is_another:
         raise LeRobotError(
             f"'{out}' exists and is not a data set of {made_as.strip()}; name another folder, or "
             "remove it"
@@ -69,12 +82,15 @@ def make_episodes(out: Path, episodes: int, seed: int, processes: int = 2) -> No
     files = -(-episodes // EPISODES_PER_FILE)
     missing = [index for index in range(files) if not is_written(out, index)]
     write = partial(_write_file, out, episodes, seed)
-    with tqdm(desc="episodes", unit="episode", total=episodes, disable=None) as bar:
-        bar.update((files - len(missing)) * EPISODES_PER_FILE)
+    there = episodes - sum(len(_episodes_of(index, episodes)) for index in missing)
+    with (
+        Bar("demonstrations", "episode", episodes, there) as bar,
         # A renderer belongs to one process; it does not survive a fork.
-        with multiprocessing.get_context("spawn").Pool(processes) as pool:
-            for count in pool.imap_unordered(write, missing):
-                bar.update(count)
+        multiprocessing.get_context("spawn").Pool(processes) as pool,
+    ):
+        for count in pool.imap_unordered(write, missing):
+            bar.update(count)
+            written()
     finish(out, layout(load_embodiment(EMBODIMENT)), files)
 
 
@@ -111,9 +127,19 @@ def draw_demonstration(seed: int, episode: int) -> tuple[Task, int]:
     return task, CUBES.index(task.goals[random.integers(len(task.goals))])
 
 
-def _write_file(out: Path, episodes: int, seed: int, file_index: int) -> int:
+def instructions_of(episodes: int, seed: int) -> list[str]:
+    """What is said in the demonstrations, each once, without making them."""
+    drawn = (draw_demonstration(seed, episode)[0] for episode in range(episodes))
+    return sorted({task.instruction for task in drawn})
+
+
+def _episodes_of(file_index: int, episodes: int) -> range:
     first = file_index * EPISODES_PER_FILE
-    wanted = range(first, min(first + EPISODES_PER_FILE, episodes))
+    return range(first, min(first + EPISODES_PER_FILE, episodes))
+
+
+def _write_file(out: Path, episodes: int, seed: int, file_index: int) -> int:
+    wanted = _episodes_of(file_index, episodes)
     world = World()
     recorded = [recording for _, recording, _ in demonstrations(world, seed, wanted)]
     write_file(out, layout(load_embodiment(EMBODIMENT)), file_index, recorded)
@@ -139,7 +165,7 @@ def _demonstrate(world: World, task: Task, goal: str) -> tuple[Recording, bool]:
         judge.see(len(states) / RATE_HZ, touched & {goal}, world.cubes, world.cube_distances)
         left -= 1
         if undecided and judge.verdict is not None:
-            left = max(_STAYS[task.kind], _SHORTEST - len(states))
+            left = max(_STAYS[task.kind], SHORTEST - len(states))
     recording = Recording(frames, np.array(states), np.array(actions), task.instruction)
     return recording, judge.verdict == SUCCESS
 

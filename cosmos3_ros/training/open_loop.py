@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from cosmos3_ros.engine.export import make_contract
+from cosmos3_ros.engine.export_contract import make_contract
 from cosmos3_ros.engine.export_model import Components, make_components
 from cosmos3_ros.engine.recipe import Recipe
 from cosmos3_ros.export_command import body_of
@@ -41,7 +41,8 @@ class Predicted:
 
     def figures(self) -> dict[str, Any]:
         """PSNR over all pixels and over those that change, of frames 1 .. chunk and of the last;
-        mean absolute errors of rows by channel, and of the last row."""
+        mean absolute errors of rows by channel, and of the last row. None where no pixel changes.
+        """
         still = np.broadcast_to(self.seen[:, :1], self.seen.shape)
         videos = {"predicted": self.predicted, "nothing_changes": still, "vae": self.given_back}
         error = np.abs(self.rows - self.true_rows)
@@ -56,7 +57,7 @@ class Predicted:
             },
         }
 
-    def _decibel(self, video: np.ndarray) -> dict[str, float]:
+    def _decibel(self, video: np.ndarray) -> dict[str, float | None]:
         seen = self.seen.astype(np.float32)
         changed = (np.abs(seen - seen[:, :1]) > CHANGE).any(-1)
         squared = np.square((video.astype(np.float32) - seen) / 255).mean(-1)
@@ -66,7 +67,10 @@ class Predicted:
             "last": squared[:, -1],
             "last_changed": squared[:, -1][changed[:, -1]],
         }
-        return {name: round(decibel(float(values.mean())), 2) for name, values in of.items()}
+        return {
+            name: round(decibel(float(values.mean())), 2) if values.size else None
+            for name, values in of.items()
+        }
 
 
 @torch.no_grad()

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from diffusers import Cosmos3OmniTransformer
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from cosmos3_ros.engine.session import Contract
+from cosmos3_ros.training.bars import Bar
 from cosmos3_ros.training.flow import Batch, Flow, Texts, losses, sample
 from cosmos3_ros.training.runs import Progress, Stage, seeded
 from cosmos3_ros.training.settings import PolicySettings
@@ -33,7 +33,8 @@ _SAMPLED = 100  # clips
 class Clips:
     """What the policy is trained on, or judged by: one row a clip, in the model's units.
 
-    ``latents`` [n,Z,T,h,w], ``rows`` [n,A,width] with the state row first, ``caption`` [n].
+    ``latents`` [n,Z,T,h,w], ``rows`` [n,A,width], the state row first where there is one,
+    ``caption`` [n].
     """
 
     latents: Tensor
@@ -111,7 +112,7 @@ def train_policy(
     first = progress.resume()
     forward = torch.compile(flow, dynamic=False) if compiled and first < settings.steps else flow
     draw = _Draw(clips, texts, contract, settings)
-    with tqdm(desc="policy", total=settings.steps, initial=first, unit="step", disable=None) as bar:
+    with Bar("policy", "step", settings.steps, first) as bar:
         for step in range(first, settings.steps):
             random = seeded(seed, 2, step)
             for group in optimiser.param_groups:
@@ -146,14 +147,15 @@ def _draw_shares(
 ) -> Tensor:
     """Where in the flow each clip stands, 0 .. 1: spread evenly, and some at its very beginning.
 
-    A little less than pure noise, and the video already shows where the arm will go; committed rows
-    do, too. What an instruction means is learnt where nothing else tells.
+    A little less than pure noise, and the video already shows where the arm will go. What an
+    instruction means, and how to go on from committed rows, is learnt where nothing else tells.
     """
     strata = np.arange(settings.batch) + random.uniform(size=settings.batch)
     share = torch.from_numpy(random.permutation(strata / settings.batch)).float()
-    uncommitted = batch.noisy_rows[:, int(contract.state_row) :, 0].all(1)
-    drawn = torch.from_numpy(random.uniform(size=settings.batch) < settings.pure_noise_share)
-    return torch.where(uncommitted & drawn, 1.0, share)
+    committed = (batch.noisy_rows[:, int(contract.state_row) :, 0] == 0).any(1)
+    drawn = torch.from_numpy(random.uniform(size=settings.batch)).float()
+    pure = torch.where(committed, settings.committed_pure_noise_share, settings.pure_noise_share)
+    return torch.where(drawn < pure, 1.0, share)
 
 
 _JUDGED = ("held_out_video", "held_out_action", "row_error", "last_row_error")
@@ -166,7 +168,6 @@ def validate(flow: Flow, texts: Texts, clips: Clips, contract: Contract) -> dict
     ``row_error``: mean absolute error; ``last_row_error``: root mean square of the chunk's last
     row. The noise is the same at every call.
     """
-    kept = torch.get_rng_state()
     torch.manual_seed(1)
     parts = []
     for indexes in torch.arange(len(clips)).split(_VALIDATION_BATCH):
@@ -176,8 +177,7 @@ def validate(flow: Flow, texts: Texts, clips: Clips, contract: Contract) -> dict
     video, action = (torch.stack(parts).sum(0) / len(clips)).tolist()
     batch = _whole(clips, torch.arange(min(len(clips), _SAMPLED)), contract)
     _, rows = sample(flow, texts, batch, contract)
-    error = (rows - batch.rows)[:, 1:]
-    torch.set_rng_state(kept)
+    error = (rows - batch.rows)[:, int(contract.state_row) :]
     return {
         "held_out_video": video,
         "held_out_action": action,

@@ -6,10 +6,9 @@ goes on with the same command.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+import os
+import platform
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,11 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKLWan, Cosmos3OmniTransformer
 from tokenizers import Tokenizer
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from cosmos3_ros.engine.bundle import TOKENIZER
-from cosmos3_ros.engine.export import make_contract
-from cosmos3_ros.engine.export_checkpoint import ModuleWeights
+from cosmos3_ros.engine.export_checkpoint import FACTS, ModuleWeights
+from cosmos3_ros.engine.export_contract import make_contract
 from cosmos3_ros.engine.export_folder import whole_folder
 from cosmos3_ros.engine.export_model import (
     Components,
@@ -30,25 +28,40 @@ from cosmos3_ros.engine.export_model import (
     chatml,
     flow_scheduler,
 )
-from cosmos3_ros.engine.recipe import Recipe, RecipeError
+from cosmos3_ros.engine.recipe import Recipe
 from cosmos3_ros.engine.session import Contract
 from cosmos3_ros.export_command import body_of
 from cosmos3_ros.policy.embodiment import Embodiment
 from cosmos3_ros.policy.prompt import caption
+from cosmos3_ros.training.bars import Bar
+from cosmos3_ros.training.begin import (
+    require_compiler,
+    require_no_padding,
+    require_same_run,
+    require_simulated_arm,
+    require_trainable,
+    run_of,
+    write_run,
+)
 from cosmos3_ros.training.captions import train_tokenizer
 from cosmos3_ros.training.dataset import Clip, Demonstrations
-from cosmos3_ros.training.episodes import make_episodes
+from cosmos3_ros.training.episodes import instructions_of, make_episodes
 from cosmos3_ros.training.flow import make_texts
+from cosmos3_ros.training.latents import LATENTS, encode
 from cosmos3_ros.training.policy import Clips, new_transformer, train_policy
-from cosmos3_ros.training.runs import Stage, TrainingError, draw_curves, read_curve, write_json
+from cosmos3_ros.training.runs import (
+    Stage,
+    Stopwatch,
+    TrainingError,
+    draw_curves,
+    read_curve,
+    write_json,
+)
 from cosmos3_ros.training.settings import TrainingSettings, training_settings
-from cosmos3_ros.training.vae import WholeClip, encode_clips, set_statistics, train_vae
+from cosmos3_ros.training.vae import set_statistics, train_vae
 
 CHECKPOINT = "checkpoint"
-_EPISODES, _LATENTS, _RUN = "episodes", "latents", "run.json"
-_FACTS, _CURVES = "training.json", "curves.png"
-# Episodes whose latents are kept in one file.
-_ENCODED_TOGETHER = 250
+_EPISODES, _CURVES = "episodes", "curves.png"
 
 
 def train(
@@ -64,34 +77,51 @@ def train(
     """Train a recipe's model; returns the folder of the checkpoint.
 
     ``dataset``: demonstrations of the embodiment's robot; without it the simulated arm's are made.
-    Raises RecipeError for a recipe that cannot be trained, LeRobotError for a data set that does
-    not fit, TrainingError where ``out`` holds the run of another recipe.
+    Raises RecipeError and EmbodimentError for what cannot be trained, LeRobotError for a data set
+    that does not fit, TrainingError where ``out`` holds another run or a damaged one.
     """
     settings = training_settings(recipe)
     settings = settings if seed is None else replace(settings, seed=seed)
-    _begin(recipe, settings, dataset, out)
+    require_trainable(recipe, embodiment)
+    run = run_of(recipe, embodiment, settings, dataset)
+    require_same_run(out, run)
     if (out / CHECKPOINT).is_dir():
         return out / CHECKPOINT
+    if compiled:
+        require_compiler()
     torch.set_num_threads(threads)
-    if dataset is None:
-        dataset = out / _EPISODES
-        make_episodes(dataset, settings.data.episodes, settings.seed, threads)
 
+    body = body_of(embodiment)
     transformer = new_transformer(recipe.model.transformer, embodiment.width, settings.seed)
     vae = new_vae(recipe, settings.seed)
-    body = body_of(embodiment)
     # What is shown does not depend on the tokenizer, which is made of what is shown.
     any_tokenizer = byte_level_tokenizer()
     contract = make_contract(recipe, body, components_of(recipe, transformer, vae, any_tokenizer))
-    shown = Demonstrations(dataset, embodiment, contract)
-    held_out = _held_out(shown, settings)
-    tokenizer = train_tokenizer(_chats(shown, embodiment, contract), settings.vocabulary)
+    require_no_padding(recipe, contract)
+    if dataset is None:
+        require_simulated_arm(embodiment, contract)
+        _held_out(settings.data.episodes, settings)
+        instructions = instructions_of(settings.data.episodes, settings.seed)
+    else:
+        shown = Demonstrations(dataset, embodiment, contract)
+        _held_out(len(shown), settings)
+        instructions = sorted({said for episode in shown.instructions for said in episode})
+    chats = _chats(instructions, embodiment, contract)
+    tokenizer = train_tokenizer(chats, settings.vocabulary)
     bare = chatml(tokenizer_object=tokenizer)
     contract = make_contract(recipe, body, components_of(recipe, transformer, vae, bare))
-    instructions = sorted({said for episode in shown.instructions for said in episode})
     texts = make_texts(instructions, embodiment, contract, tokenizer)
+    # From here on nothing is refused any more: what is in the folder is this run's.
+    write_run(out, run)
 
-    vae_stage, policy_stage = Stage(out, "vae"), Stage(out, "policy")
+    made = Stopwatch(out, _EPISODES)
+    if dataset is None:
+        demonstrations = out / _EPISODES
+        make_episodes(demonstrations, settings.data.episodes, settings.seed, threads, made.keep)
+        shown = Demonstrations(demonstrations, embodiment, contract)
+    held_out = _held_out(len(shown), settings)
+    policy_stage = Stage(out, "policy")
+    vae_stage = Stage(out, "vae", later=(LATENTS, policy_stage.state_file.name))
     vae_s = train_vae(
         vae_stage,
         vae,
@@ -101,7 +131,14 @@ def train(
         settings.seed,
         compiled=compiled,
     )
-    latents, cut = _encode(shown, vae, settings, out)
+    latents, cut, latents_s = encode(
+        shown,
+        vae,
+        contract.latent_shape[1:],
+        settings.data.clips_per_episode,
+        settings.seed,
+        out,
+    )
     judges = np.array([clip.episode in held_out for clip in cut])
     set_statistics(vae, latents[~judges])
     clips = _clips(shown, latents, cut, vae, embodiment, instructions)
@@ -116,6 +153,12 @@ def train(
         settings.seed,
         compiled=compiled,
     )
+    taken_s = {
+        "demonstrations": made.seconds,
+        "vae": vae_s,
+        "latents": latents_s,
+        "policy": policy_s,
+    }
     facts = {
         "recipe": recipe.name,
         "seed": settings.seed,
@@ -128,46 +171,15 @@ def train(
         "text_tokens_longest": int((texts.bias == 0).sum(1).max()),
         "transformer_parameters": sum(p.numel() for p in transformer.parameters()),
         "vae_parameters": sum(p.numel() for p in vae.parameters()),
-        "vae_minutes": round(vae_s / 60, 1),
-        "policy_minutes": round(policy_s / 60, 1),
+        **{f"{stage}_minutes": round(s / 60, 1) for stage, s in taken_s.items()},
+        "minutes": round(sum(taken_s.values()) / 60, 1),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
         "threads": threads,
     }
     draw_curves(out / _CURVES, _panels(vae_stage, policy_stage))
     _write_checkpoint(out, recipe, transformer, vae, tokenizer, facts)
     return out / CHECKPOINT
-
-
-def _begin(recipe: Recipe, settings: TrainingSettings, dataset: Path | None, out: Path) -> None:
-    """Mark a run's folder as this recipe's. Raises TrainingError where it is another's."""
-    run = {
-        "recipe": recipe.name,
-        "dataset": None if dataset is None else str(dataset.resolve()),
-        "training": asdict(settings),
-        "model": asdict(recipe.model),
-    }
-    file = out / _RUN
-    if file.is_file():
-        found = json.loads(file.read_text())
-        differing = [key for key, value in run.items() if found.get(key) != _plain(value)]
-        if differing:
-            raise TrainingError(
-                f"'{out}' holds a run with another {', '.join(differing)}; name another folder, "
-                "or remove it"
-            )
-        return
-    if out.exists() and any(out.iterdir()):
-        raise TrainingError(f"'{out}' is not empty and no run; name another folder")
-    if recipe.model.random_seed is not None or not recipe.model.transformer:
-        raise RecipeError(
-            f"recipe '{recipe.name}' names no model to train; expected model.transformer and "
-            "model.vae, and no random_seed"
-        )
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(file, run)
-
-
-def _plain(value: Any) -> Any:
-    return json.loads(json.dumps(value))
 
 
 def new_vae(recipe: Recipe, seed: int) -> AutoencoderKLWan:
@@ -198,74 +210,33 @@ def components_of(
     )
 
 
-def _held_out(shown: Demonstrations, settings: TrainingSettings) -> range:
-    """The last episodes, which judge the training. Raises TrainingError where none is left."""
-    first = len(shown) - settings.data.held_out
-    if first < 1 or settings.data.held_out < 1:
+def _held_out(episodes: int, settings: TrainingSettings) -> range:
+    """The last episodes, which judge the training. Raises TrainingError where no other is left."""
+    first = episodes - settings.data.held_out
+    if first < 1:
         raise TrainingError(
-            f"{settings.data.held_out} of {len(shown)} episodes are to be held out; expected at "
-            "least one, and at least one to train on"
+            f"training.data.held_out is {settings.data.held_out} and there are {episodes} episodes "
+            "longer than a chunk; expected fewer to be held out, so that some are left to train on"
         )
-    return range(first, len(shown))
+    return range(first, episodes)
 
 
-def _chats(shown: Demonstrations, embodiment: Embodiment, contract: Contract) -> list[str]:
+def _chats(instructions: list[str], embodiment: Embodiment, contract: Contract) -> list[str]:
     """Every instruction's caption in the chat template: what the tokenizer has to write."""
-    said = sorted({said for episode in shown.instructions for said in episode})
     prompting = contract.prompting
-    captions = (caption(instruction, embodiment, contract) for instruction in said)
+    captions = (caption(said, embodiment, contract) for said in instructions)
     return [prompting.prefix + text + prompting.suffix for text in captions]
 
 
 def _films(shown: Demonstrations, held_out: range, settings: TrainingSettings) -> list[np.ndarray]:
     """Canvases of some episodes, spread over those that are trained on."""
     count = min(settings.vae.episodes, held_out.start)
-    chosen = np.linspace(0, held_out.start - 1, count).astype(int).tolist()
-    return [shown.canvases(i) for i in tqdm(chosen, desc="videos", unit="episode", disable=None)]
-
-
-def _encode(
-    shown: Demonstrations, vae: AutoencoderKLWan, settings: TrainingSettings, out: Path
-) -> tuple[np.ndarray, list[Clip]]:
-    """Latents of clips [n,Z,t,h,w] float16, not normalised, and the clips in the same order."""
-    folder = out / _LATENTS
-    folder.mkdir(exist_ok=True)
-    whole = WholeClip(vae).eval()
-    begins = range(0, len(shown), _ENCODED_TOGETHER)
-    blocks = [
-        [
-            clip
-            for episode in range(begin, min(begin + _ENCODED_TOGETHER, len(shown)))
-            for clip in shown.draw_clips(episode, settings.data.clips_per_episode, settings.seed)
-        ]
-        for begin in begins
-    ]
-
-    def encode(begin: int, block: list[Clip]) -> np.ndarray:
-        file = folder / f"{begin:06d}.npy"
-        if not file.is_file():
-            partial = folder / f".{begin:06d}.npy"
-            np.save(partial, encode_clips(whole, _cut_out(shown, block)))
-            partial.rename(file)
-        latents: np.ndarray = np.load(file)
-        return latents
-
-    # A clip is too small to be shared among threads: each has clips of its own.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        found = pool.map(encode, begins, blocks)
-        latents = list(tqdm(found, total=len(blocks), desc="latents", unit="file", disable=None))
-    torch.set_num_threads(threads)
-    return np.concatenate(latents), [clip for block in blocks for clip in block]
-
-
-def _cut_out(shown: Demonstrations, clips: list[Clip]) -> Iterator[np.ndarray]:
-    episode, canvases = -1, np.zeros(0)
-    for clip in clips:
-        if clip.episode != episode:
-            episode, canvases = clip.episode, shown.canvases(clip.episode)
-        yield canvases[clip.first : clip.first + shown.chunk + 1]
+    films = []
+    with Bar("videos", "episode", count) as bar:
+        for index in np.linspace(0, held_out.start - 1, count).astype(int).tolist():
+            films.append(shown.canvases(index))
+            bar.update()
+    return films
 
 
 def _clips(
@@ -321,13 +292,10 @@ def _panels(vae: Stage, policy: Stage) -> list[Any]:
     panels = []
     for stage, title, unit, names in wanted:
         curves = {}
+        rows = read_curve(stage.curve_file)
         for key, name in names.items():
-            taken = [
-                (row["step"], row[key])
-                for row in read_curve(stage.curve_file)
-                if np.isfinite(row.get(key, np.nan))
-            ]
-            curves[name] = ([step for step, _ in taken], [value for _, value in taken])
+            taken = [row for row in rows if np.isfinite(row[key])]
+            curves[name] = ([row["step"] for row in taken], [row[key] for row in taken])
         panels.append((title, unit, curves))
     return panels
 
@@ -346,4 +314,11 @@ def _write_checkpoint(
         vae.save_pretrained(work / "vae")
         flow_scheduler(recipe, recipe.model.scheduler).save_pretrained(work / "scheduler")
         tokenizer.save(str(work / TOKENIZER))
-        write_json(work / _FACTS, facts)
+        write_json(work / FACTS, facts)
+
+
+def _processor() -> str:
+    """Model of the CPU, as Linux names it."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

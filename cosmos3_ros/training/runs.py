@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import pickle
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -15,6 +16,16 @@ import numpy as np
 import torch
 
 SAVE_PERIOD_S = 120.0
+# What torch raises for a file that it did not write, or of another model.
+_UNREADABLE = (
+    AttributeError,
+    EOFError,
+    KeyError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    pickle.UnpicklingError,
+)
 _COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red")
 
 
@@ -24,10 +35,14 @@ class TrainingError(ValueError):
 
 @dataclass(frozen=True)
 class Stage:
-    """Files of one stage of a run: its state while it runs, its curve, its time."""
+    """Files of one stage of a run: its state while it runs, its curve.
+
+    ``later``: what later stages leave in the folder, made of what this one leaves.
+    """
 
     folder: Path
     name: str
+    later: tuple[str, ...] = ()
 
     @property
     def state_file(self) -> Path:
@@ -36,6 +51,10 @@ class Stage:
     @property
     def curve_file(self) -> Path:
         return self.folder / f"{self.name}.csv"
+
+    @property
+    def later_there(self) -> list[str]:
+        return [name for name in self.later if (self.folder / name).exists()]
 
 
 class Progress:
@@ -58,18 +77,28 @@ class Progress:
         return self._earlier_s + time.monotonic() - self._began
 
     def resume(self) -> int:
-        """The step to go on with: 0, or where the stage's last state was saved."""
-        file = self.stage.state_file
+        """The step to go on with: 0, or where the stage's last state was saved.
+
+        Raises TrainingError for a state that cannot be gone on from, and where there is none of a
+        stage that later ones have followed.
+        """
+        file, later = self.stage.state_file, self.stage.later_there
         if file.is_file():
             try:
                 saved = torch.load(file, weights_only=True)
                 self._load(saved["state"])
                 self.step, self._earlier_s = int(saved["step"]), float(saved["seconds"])
-            except (KeyError, RuntimeError, ValueError, EOFError) as error:
+            except _UNREADABLE as error:
+                also = f", and with it {' and '.join(later)}," if later else ""
                 raise TrainingError(
-                    f"'{file}' does not belong to this recipe, or is damaged ({error}); remove "
-                    "the run's folder to begin anew"
+                    f"'{file}' does not belong to this recipe, or is damaged "
+                    f"({type(error).__name__}); remove it{also} to begin this stage anew"
                 ) from error
+        elif later:
+            raise TrainingError(
+                f"'{file}' is not there, and {' and '.join(later)} came after it; put it back, or "
+                f"remove {' and '.join(later)} to begin this stage anew"
+            )
         self._forget_after(self.step)
         return self.step
 
@@ -91,25 +120,62 @@ class Progress:
     def _forget_after(self, step: int) -> None:
         """Figures of steps that are gone through again."""
         file = self.stage.curve_file
-        if file.is_file():
-            kept = [row for row in read_curve(file) if row["step"] <= step]
-            file.unlink()
-            for row in kept:
-                _append(file, row)
+        partial = file.with_suffix(".partial")
+        partial.unlink(missing_ok=True)
+        for row in read_curve(file):
+            if row["step"] <= step:
+                _append(partial, row)
+        if partial.is_file():
+            partial.replace(file)
+        else:
+            file.unlink(missing_ok=True)
+
+
+class Stopwatch:
+    """Time spent on a stage that leaves files, as kept with each of them.
+
+    ``seconds``: those of earlier attempts included, up to their last file.
+    """
+
+    def __init__(self, folder: Path, stage: str) -> None:
+        self._file = folder / f"{stage}.time.json"
+        self.seconds = 0.0
+        if self._file.is_file():
+            self.seconds = float(json.loads(self._file.read_text())["seconds"])
+        self._since = time.monotonic()
+
+    def keep(self) -> None:
+        """After a file was made."""
+        now = time.monotonic()
+        self.seconds, self._since = self.seconds + now - self._since, now
+        write_json(self._file, {"seconds": round(self.seconds, 1)})
 
 
 def read_curve(file: Path) -> list[dict[str, float]]:
-    """The rows of a curve; a figure that was not taken at a step is left out.
+    """The rows of a curve; a figure that was not taken at a step is NaN.
 
-    There are no rows where the stage was too short for a figure.
+    There are no rows where the stage was too short for a figure. A last line that was cut short is
+    of a step that was not finished, and no row. Raises TrainingError for a line that is none.
     """
     if not file.is_file():
         return []
-    with file.open(newline="") as stream:
-        return [
-            {key: float(value) for key, value in row.items() if value}
-            for row in csv.DictReader(stream)
-        ]
+    text = file.read_bytes().decode(errors="replace")
+    whole = text[: text.rfind("\n") + 1]
+    names, *lines = list(csv.reader(whole.splitlines())) or [[]]
+    rows = []
+    for number, values in enumerate(lines, start=2):
+        try:
+            row = dict(zip(names, map(float, values), strict=True))
+        except ValueError:
+            row = {}
+        if "step" not in row:
+            raise TrainingError(
+                f"line {number} of '{file}' holds '{', '.join(values)}' under "
+                f"'{', '.join(names)}'; expected a number for each of step, seconds and the "
+                "figures; remove the file, and the curve begins at the next step"
+            )
+        rows.append(row)
+    return rows
 
 
 def _append(file: Path, row: Mapping[str, float]) -> None:

@@ -16,12 +16,13 @@ import torch
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders import autoencoder_kl_wan as wan
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from cosmos3_ros.training.bars import Bar
 from cosmos3_ros.training.runs import Progress, Stage, seeded
 from cosmos3_ros.training.settings import VaeSettings
 
-# Clips of a step of the first stage, by turns: number and frames. The other stages: whole chunks.
+# Clips of a step of the first stage, by turns: number and frames, at most those of a chunk. The
+# other stages: whole chunks.
 _SHORT = ((8, 5), (4, 9))
 _LONG_BATCH = 3
 # What moves and what is small weighs as much as what stands still and is large.
@@ -126,13 +127,13 @@ def train_vae(
         films = load_films()
         background = _background(films)
     forward = torch.compile(clip, dynamic=False) if compiled else clip
-    with tqdm(desc="VAE", total=last, initial=first, unit="step", disable=None) as bar:
+    with Bar("VAE", "step", last, first) as bar:
         for step in range(first, last):
             random = seeded(seed, 1, step)
             for group in optimiser.param_groups:
                 group["lr"] = _learning_rate(step, settings)
             count, length = _SHORT[step % 2] if step < settings.short_steps else (0, 0)
-            shape = (count, length) if count else (_LONG_BATCH, frames)
+            shape = (count, min(length, frames)) if count else (_LONG_BATCH, frames)
             pictures = _draw(films, *shape, random)
             figures = _step(forward, clip, optimiser, pictures, background, step >= together)
             bar.update()

@@ -61,7 +61,7 @@ def test_a_folder_without_manifest_is_no_bundle(tmp_path: Path) -> None:
 
 def test_another_format_version_is_refused(copy: Path) -> None:
     edit(copy, format_version=99)
-    with pytest.raises(BundleError, match="has format version 99, this runtime reads 2"):
+    with pytest.raises(BundleError, match="has format version 99, this runtime reads 3"):
         load_bundle(copy)
 
 

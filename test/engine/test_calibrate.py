@@ -158,7 +158,7 @@ def test_ranges_are_those_that_the_stock_model_reaches_on_the_same_plan(
         Fitter(*picture.shape[:2], contract)(picture),
         tokenize(caption(INSTRUCTION, embodiment, contract), tokenizer, contract.prompting),
         tokenize("", tokenizer, contract.prompting),
-        Start(noise.latents, noise.rows, clean, noisy),
+        Start(noise.latents, noise.rows, clean, noisy, np.zeros_like(noisy)),
     )
     layers = [name for name in seen if "add_" in name or "moe_gen" in name]
     assert len(layers) == 14

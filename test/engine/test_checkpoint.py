@@ -18,8 +18,9 @@ from safetensors.torch import load_file, save_file
 from cosmos3_ros.engine import export as exporting
 from cosmos3_ros.engine.backends import open_backend
 from cosmos3_ros.engine.bundle import Bundle
-from cosmos3_ros.engine.export import export, make_contract
+from cosmos3_ros.engine.export import export
 from cosmos3_ros.engine.export_checkpoint import INDEX, WEIGHTS, CheckpointWeights
+from cosmos3_ros.engine.export_contract import make_contract
 from cosmos3_ros.engine.export_model import make_components, open_components
 from cosmos3_ros.engine.export_reference import stock_text, stock_velocity
 from cosmos3_ros.engine.parts import run_graph

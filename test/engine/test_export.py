@@ -25,19 +25,17 @@ from onnx import TensorProto
 from cosmos3_ros.engine import export as exporting
 from cosmos3_ros.engine.backends import open_backend
 from cosmos3_ros.engine.bundle import BundleError, load_bundle
-from cosmos3_ros.engine.export import Calibration, export, make_sampler
+from cosmos3_ros.engine.export import Calibration, export
 from cosmos3_ros.engine.export_folder import FolderError, whole_folder
 from cosmos3_ros.engine.export_model import make_components, open_components
 from cosmos3_ros.engine.export_onnx import Traced, write
 from cosmos3_ros.engine.parts import run_graph
 from cosmos3_ros.engine.recipe import (
-    GuidanceSchedule,
     QuantisationRecipe,
     Recipe,
     RecipeError,
     load_recipe,
 )
-from cosmos3_ros.engine.session import Contract
 from cosmos3_ros.export_command import body_of
 from cosmos3_ros.policy.embodiment import load_embodiment
 
@@ -236,7 +234,7 @@ def test_memory_holds_one_weight_at_a_time(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_no_bundle_is_not_replaced(tiny: Exported, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(RecipeError, match="exists and is no bundle"):
+    with pytest.raises(FolderError, match="exists and is no bundle"):
         export(tiny.recipe, body_of(tiny.embodiment), tmp_path)
     assert (tmp_path / "thesis.tex").exists()
 
@@ -246,6 +244,31 @@ def test_a_recipe_of_the_released_model_asks_for_its_checkpoint(tmp_path: Path) 
     body = body_of(load_embodiment(recipe.embodiment))
     with pytest.raises(RecipeError, match=r"'nano_droid' needs weights.*add --checkpoint DIR"):
         export(recipe, body, tmp_path / "nano")
+
+
+def test_no_graph_says_on_which_machine_it_was_traced(tiny: Exported, pico: Exported) -> None:
+    graphs = [g for of in (tiny, pico) for g in of.bundle.path.glob("*.onnx")]
+    assert len(graphs) == 10
+    for graph in graphs:
+        written = graph.read_bytes()
+        assert b"stack_trace" not in written and b".py" not in written, graph
+
+
+def test_a_bundle_says_the_seed_that_its_checkpoint_was_trained_with(
+    checkpoint: Path, text_only: None, tiny: Exported, tmp_path: Path
+) -> None:
+    trained = tmp_path / "trained"
+    shutil.copytree(checkpoint, trained)
+    recipe = replace(load_recipe(from_checkpoint(tmp_path)), training={"seed": 0})
+    body = body_of(tiny.embodiment)
+    for facts, seed in ((None, 0), ('{"seed": 7}', 7)):
+        if facts is not None:
+            (trained / "training.json").write_text(facts)
+        bundle = export(recipe, body, tmp_path / "bundle", trained)
+        assert load_recipe(bundle.path / "recipe.yaml").training["seed"] == seed
+    (trained / "training.json").write_text("cut of")
+    with pytest.raises(RecipeError, match=r"training\.json' does not say the seed of the training"):
+        export(recipe, body, tmp_path / "bundle", trained)
 
 
 def test_a_checkpoint_of_another_size_is_refused_by_value(checkpoint: Path, tmp_path: Path) -> None:
@@ -270,23 +293,6 @@ def test_a_checkpoint_without_action_head_is_refused(
         (folder / part / "config.json").write_text(json.dumps(config | {"action_gen": False}))
     with pytest.raises(RecipeError, match="has no action head"):
         export(tiny.recipe, body_of(tiny.embodiment), tmp_path / "out", folder)
-
-
-@pytest.mark.parametrize(
-    ("body", "message"),
-    [
-        ({"domain_id": 32}, r"has domain 32; the model knows 0..31"),
-        ({"width": 65}, "has 65 channels, the model's action head 64"),
-        ({"picture_width": 0}, "give it cameras and a canvas"),
-        ({"rate_hz": None}, "has no fps and embodiment 'sim_panda' no rate_hz"),
-    ],
-)
-def test_a_robot_that_the_model_cannot_serve_is_refused(
-    body: dict[str, object], message: str, tiny: Exported, tmp_path: Path
-) -> None:
-    with pytest.raises(RecipeError, match=message):
-        export(tiny.recipe, replace(body_of(tiny.embodiment), **body), tmp_path / "out")
-    assert not list(tmp_path.iterdir())
 
 
 def initializers_of(path: Path) -> dict[str, onnx.TensorProto]:
@@ -494,99 +500,6 @@ def test_a_part_holds_its_own_layers_and_hands_on_hidden_states(
     last = {name for name in held[1] if name.startswith("layers.1.")}
     assert {name.split(".")[2] for name in last} == {"self_attn", "input_layernorm"}
     assert not any("to_q" in name or "to_out" in name for name in last)
-
-
-def step_feeds(contract: Contract, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    rows = (contract.rows, contract.action_dim)
-    shapes = {
-        "start_latents": contract.latent_shape,
-        "start_rows": rows,
-        "latent_history": (contract.history, *contract.latent_shape[1:]),
-        "row_history": (contract.history, *rows),
-        "conditional_latent": contract.latent_shape,
-        "unconditional_latent": contract.latent_shape,
-        "conditional_row": rows,
-        "unconditional_row": rows,
-        "coefficients": (1 + contract.history,),
-        "clean_latent": (*contract.latent_shape[:2], 1, *contract.latent_shape[3:]),
-        "clean_rows": rows,
-    }
-    feeds = {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
-    noisy = np.ones((contract.rows, 1), np.float32)
-    noisy[:2] = 0
-    place = np.zeros(contract.history, np.float32)
-    place[1] = 1
-    feeds["coefficients"][3:] = 0
-    return feeds | {
-        "noisy_rows": noisy,
-        "place": place,
-        "guidance": np.array([3.0], np.float32),
-    }
-
-
-def run_step(exported: Exported, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    bundle = exported.bundle
-    engine = open_backend(bundle, "onnxruntime", 1)
-    return run_graph(engine, bundle.manifest.graphs, "step", feeds)
-
-
-def test_a_step_is_the_sampler_on_the_guided_velocity(tiny: Exported) -> None:
-    contract = tiny.bundle.manifest.contract
-    feeds = step_feeds(contract, np.random.default_rng(0))
-    made = run_step(tiny, feeds)
-    for kind, plural in (("latent", "latents"), ("row", "rows")):
-        free = feeds[f"unconditional_{kind}"]
-        velocity = free + 3.0 * (feeds[f"conditional_{kind}"] - free)
-        history = feeds[f"{kind}_history"].copy()
-        history[1] = velocity if kind == "row" else velocity[0]
-        assert np.abs(made[f"next_{kind}_history"] - history).max() < 1e-5
-        expected = feeds["coefficients"][0] * feeds[f"start_{plural}"]
-        expected = expected + np.tensordot(feeds["coefficients"][1:], history, 1)
-        if kind == "latent":
-            expected[:, :, :1] = feeds["clean_latent"]
-        else:
-            expected = np.where(feeds["noisy_rows"] == 0, feeds["clean_rows"], expected)
-            expected[:, contract.width :] = 0
-        assert np.abs(made[plural] - expected).max() < 1e-5
-    assert np.abs(made["rows"][:, : contract.width]).min() > 0
-
-
-def test_a_step_does_not_touch_what_is_not_used(tiny: Exported) -> None:
-    contract = tiny.bundle.manifest.contract
-    feeds = step_feeds(contract, np.random.default_rng(0))
-    feeds["guidance"][:] = 1
-    clean = run_step(tiny, feeds)
-    for kind in ("latent", "row"):
-        feeds[f"{kind}_history"][2:] = np.nan  # no coefficient reads it
-        feeds[f"{kind}_history"][1] = np.inf  # this step's velocity takes its place
-        feeds[f"unconditional_{kind}"][:] = np.nan  # the step is not guided
-    feeds["start_rows"][:2] = np.nan  # clean rows
-    feeds["start_latents"][:, :, 0] = np.nan  # the observation
-    made = run_step(tiny, feeds)
-    for name in ("latents", "rows"):
-        assert (made[name] == clean[name]).all()
-    for kind in ("latent", "row"):
-        entered = made[f"next_{kind}_history"][1]
-        assert (entered == feeds[f"conditional_{kind}"].reshape(entered.shape)).all()
-
-
-@pytest.mark.parametrize(
-    ("guidance", "schedule", "guided"),
-    [
-        (3.0, None, (True, True, True, True)),
-        (1.0, None, (False, False, False, False)),
-        (1.0, GuidanceSchedule(first=2), (False, False, False, False)),
-        (3.0, GuidanceSchedule(first=1), (True, False, False, False)),
-        (3.0, GuidanceSchedule(timesteps=(900.0, 960.0)), (False, True, False, False)),
-    ],
-)
-def test_guidance_follows_its_schedule(
-    guidance: float, schedule: GuidanceSchedule | None, guided: tuple[bool, ...], tiny: Exported
-) -> None:
-    scheduler = open_components(tiny.recipe, None).scheduler
-    sampler = make_sampler(scheduler, 4, 5.0, guidance, guided=schedule)
-    assert sampler.guided == guided
-    assert sampler.forwards == 4 + sum(guided)
 
 
 def test_the_manifest_lists_the_forwards_of_a_plan(tiny: Exported) -> None:

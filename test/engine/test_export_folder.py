@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -9,7 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from cosmos3_ros.engine.export_folder import FolderError, _acquire, require_space, whole_folder
+from cosmos3_ros.engine.export_folder import (
+    FolderError,
+    _acquire,
+    bundle_folder,
+    require_space,
+    whole_folder,
+)
 
 FULL = Path("/dev/full")
 
@@ -106,3 +113,50 @@ def test_what_a_killed_process_left_is_cleared_by_the_next(tmp_path: Path) -> No
         (work / "whole").touch()
     assert [path.name for path in out.iterdir()] == ["whole"]
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_what_lies_beside_an_earlier_bundle_stays_but_its_engines(tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    with bundle_folder(out) as work:
+        (work / "manifest.json").write_text(json.dumps({"files": {"old.onnx": "", "both": ""}}))
+        for name in ("old.onnx", "both"):
+            (work / name).write_text("of the first")
+    (out / "README.md").write_text("card")
+    (out / "pictures").mkdir()
+    (out / "pictures" / "curves.png").write_text("curves")
+    for name in ("old.engine", "old.engine.json"):
+        (out / name).touch()
+    with bundle_folder(out) as work:
+        (work / "both").write_text("of the second")
+        (work / "manifest.json").write_text(json.dumps({"files": {"both": ""}}))
+    found = {str(p.relative_to(out)): p.read_text() for p in out.rglob("*") if p.is_file()}
+    assert found.pop("manifest.json")
+    assert found == {
+        "README.md": "card",
+        "pictures/curves.png": "curves",
+        "both": "of the second",
+    }
+
+
+def test_a_bundle_takes_the_place_of_no_file_but_its_own(tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    with bundle_folder(out) as work:
+        (work / "manifest.json").write_text(json.dumps({"files": {}}))
+    (out / "text.onnx").write_text("dear")
+    refusal = pytest.raises(FolderError, match="text.onnx' is not of the bundle there and would")
+    with refusal, bundle_folder(out) as work:
+        (work / "text.onnx").write_text("new")
+        (work / "manifest.json").write_text(json.dumps({"files": {"text.onnx": ""}}))
+    assert (out / "text.onnx").read_text() == "dear"
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+@pytest.mark.parametrize("manifest", [None, "cut of", "[]", "{}"])
+def test_a_folder_that_is_no_bundle_is_not_replaced(manifest: str | None, tmp_path: Path) -> None:
+    (tmp_path / "photo.jpg").write_text("dear")
+    if manifest is not None:
+        (tmp_path / "manifest.json").write_text(manifest)
+    refusal = pytest.raises(FolderError, match="exists and is no bundle that can be read; name an")
+    with refusal, bundle_folder(tmp_path):
+        raise AssertionError("it was to be refused")
+    assert (tmp_path / "photo.jpg").read_text() == "dear"

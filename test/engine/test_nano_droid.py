@@ -7,8 +7,8 @@ import torch
 from bundles import ENGINES
 from diffusers import AutoencoderKLWan, Cosmos3OmniTransformer, UniPCMultistepScheduler
 
-from cosmos3_ros.engine.export import make_contract
 from cosmos3_ros.engine.export_checkpoint import ModuleWeights
+from cosmos3_ros.engine.export_contract import make_contract
 from cosmos3_ros.engine.export_model import (
     FLOW_SCHEDULER,
     Components,

@@ -79,6 +79,7 @@ def test_a_stock_plan_is_the_pipelines(
         rows=torch.randn(contract.rows, contract.action_dim, generator=generator).numpy(),
         clean_rows=np.zeros((contract.rows, contract.action_dim), np.float32),
         noisy_rows=np.ones((contract.rows, 1), np.float32),
+        held_rows=np.zeros((contract.rows, 1), np.float32),
     )
     latents, rows = stock_plan(components, contract, canvas, ids, unconditional, start)
     assert np.abs(latents - expected.video.numpy()).max() < 1e-4

@@ -15,9 +15,9 @@ from launch_stand_in import EmitEvent, Node, performed
 
 pytest.importorskip("rclpy", reason="ROS 2 is not in this environment; run ./run setup")
 
-from cosmos3_ros.nodes.controller_node import ControllerParameters
+from cosmos3_ros.nodes.controller_parameters import ControllerParameters
 from cosmos3_ros.nodes.player_node import PlayerParameters
-from cosmos3_ros.nodes.policy_node import PolicyParameters
+from cosmos3_ros.nodes.policy_parameters import PolicyParameters
 from cosmos3_ros.nodes.recorder_node import RecorderParameters
 
 ROOT = launch_stand_in.ROOT
@@ -66,6 +66,7 @@ def test_every_parameter_given_is_one_the_node_declares(file: str) -> None:
     context = performed(
         file, **REQUIRED, embodiment="sim_panda", backend="onnxruntime", image_transport="raw",
         gripper_source="joint", command_interface="joint_command",
+        command_topic="/arm/command",
     )  # fmt: skip
     for node in context.processes:
         given = set(node.resolved["parameters"]) - {"use_sim_time"}
@@ -89,17 +90,20 @@ def test_policy_launch_starts_both_nodes_and_the_bring_up_in_the_namespace() -> 
 
 def test_empty_arguments_leave_the_parameter_file_in_force() -> None:
     nodes = by_executable(performed("policy.launch.py"))
-    for name in ("policy_node", "controller_node"):
-        assert nodes[name].resolved["parameters"] == {"use_sim_time": False}
+    own: dict[str, dict[str, bool]] = {"policy_node": {}, "controller_node": {"open_loop": False}}
+    for name in own:
+        assert nodes[name].resolved["parameters"] == {"use_sim_time": False, **own[name]}
         assert nodes[name].resolved["files"] == [str(ROOT / "config" / "policy.params.yaml")]
 
 
 def test_arguments_become_parameters() -> None:
     arguments = {"bundle": "b", "embodiment": "sim_panda", "use_sim_time": "true"}
+    arguments["plan_rate_hz"] = "2.5"
     nodes = by_executable(performed("policy.launch.py", **arguments))
     shared = {"embodiment": "sim_panda", "use_sim_time": True}
-    assert nodes["policy_node"].resolved["parameters"] == {"bundle": "b", **shared}
-    assert nodes["controller_node"].resolved["parameters"] == shared
+    policy = {"bundle": "b", "plan_rate_hz": 2.5, **shared}
+    assert nodes["policy_node"].resolved["parameters"] == policy
+    assert nodes["controller_node"].resolved["parameters"] == {**shared, "open_loop": False}
 
 
 def test_topics_are_remapped_by_arguments() -> None:
@@ -118,9 +122,9 @@ def test_topics_are_remapped_by_arguments() -> None:
     assert policy["camera/wrist/image"] == "/wrist/color"
     assert policy["camera/exterior_1/image/compressed"] == "/left/color/compressed"
     assert policy["joint_states"] == controller["joint_states"] == "/franka/joint_states"
-    assert policy["instruction"] == "/task"
-    assert controller["joint_command"] == "/franka/command"
-    assert "joint_command" not in policy
+    assert policy["instruction"] == controller["instruction"] == "/task"
+    parameters = nodes["controller_node"].resolved["parameters"]
+    assert parameters["command_topic"] == "/franka/command"
 
 
 def test_camera_without_a_topic_is_refused_with_the_word_that_is_wrong() -> None:

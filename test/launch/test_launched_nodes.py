@@ -99,8 +99,11 @@ def test_launched_nodes_come_up_and_command_the_arm(
         deadline = time.monotonic() + 20.0
         while len(commands) < 10 and time.monotonic() < deadline:
             peer.executor.spin_once(timeout_sec=0.1)
+        listening = peer.node.count_subscribers("instruction")
     assert len(commands) >= 10
     assert "panda_joint1" in commands[-1].name
+    text = (launch_stand_in.ROOT / "launch" / "sim.launch.py").read_text()
+    assert f"pub --once -w {listening} /instruction" in text, "it has to wait for all of them"
 
 
 def test_bundle_that_is_not_there_fails_the_bring_up_and_leaves_nothing_half_active(

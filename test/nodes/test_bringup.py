@@ -7,7 +7,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -17,6 +19,7 @@ import rclpy
 from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.service import Service
 
 from cosmos3_ros.nodes.bringup import BringupError, ManagedNode, bring_up
 
@@ -124,6 +127,30 @@ def test_transition_that_does_not_end_in_time_is_reported(graph: Graph) -> None:
     graph.second.acts["activate"] = lambda: time.sleep(2.0) or SUCCESS
     with pytest.raises(BringupError, match="second: did not activate within 0.5 s"):
         bring_up(graph.managed, 10.0, 0.5)
+
+
+def test_answers_that_are_lost_are_asked_for_again_and_no_transition_is_asked_twice(
+    graph: Graph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send, dropped = Service.send_response, Counter[str]()
+
+    def drop_the_first(service: Service, *answer: Any) -> None:
+        dropped[service.srv_name] += 1
+        if dropped[service.srv_name] > 1:
+            send(service, *answer)
+
+    monkeypatch.setattr(Service, "send_response", drop_the_first)
+    bring_up(graph.managed, 10.0, 10.0)
+    assert len(dropped) == 4, "each node was asked for its state, and for a change of it"
+    assert graph.states() == ["active", "active"]
+    assert graph.first.seen == graph.second.seen == ["configure", "activate"]
+
+
+def test_a_node_that_is_slow_to_answer_is_waited_for(graph: Graph) -> None:
+    graph.first.acts["configure"] = lambda: time.sleep(2.5) or SUCCESS
+    bring_up(graph.managed, 10.0, 10.0)
+    assert graph.states() == ["active", "active"]
+    assert graph.first.seen == ["configure", "activate"]
 
 
 def test_finalized_node_is_not_asked_for_what_it_cannot_do(graph: Graph) -> None:

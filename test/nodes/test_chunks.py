@@ -16,20 +16,18 @@ from rclpy.serialization import deserialize_message, serialize_message
 from cosmos3_ros.control.chunk import Chunk, ChunkRefused, Refusal
 from cosmos3_ros.msg import ActionChunk
 from cosmos3_ros.nodes.chunks import chunk_from_message, message_from_chunk
+from cosmos3_ros.policy.commands import command_space
 from cosmos3_ros.policy.embodiment import load_embodiment
 
-EMBODIMENT = load_embodiment("sim_panda")
+EMBODIMENT = command_space(load_embodiment("sim_panda"))
 STAMP_NS = 1_763_000_000_123_456_789
 
 
 def message() -> ActionChunk:
     rows = np.arange(16 * 8).reshape(16, 8) / 100
     return message_from_chunk(
-        Chunk(7, STAMP_NS, 15.0, rows),
+        Chunk(7, STAMP_NS, 15.0, rows, STAMP_NS + 1, 2**63 + 5, "touch the red cube", 3, 0.25),
         EMBODIMENT,
-        instruction="touch the red cube",
-        committed_rows=3,
-        plan_latency_s=0.25,
     )
 
 
@@ -38,6 +36,9 @@ def test_a_chunk_survives_the_way_over_the_wire() -> None:
     received = deserialize_message(serialize_message(sent), ActionChunk)
     chunk = chunk_from_message(received, EMBODIMENT)
     assert (chunk.plan_id, chunk.stamp_ns, chunk.rate_hz) == (7, STAMP_NS, 15.0)
+    assert (chunk.start_ns, chunk.planner) == (STAMP_NS + 1, 2**63 + 5)
+    assert (chunk.instruction, chunk.latency_s) == ("touch the red cube", 0.25)
+    assert chunk.committed_rows == 3
     assert np.array_equal(chunk.rows, np.arange(16 * 8).reshape(16, 8) / 100)
 
 
@@ -88,6 +89,10 @@ def nan(m: ActionChunk) -> None:
     m.data[17] = math.nan
 
 
+def no_time(m: ActionChunk) -> None:
+    m.engine_time = math.inf
+
+
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
@@ -100,6 +105,7 @@ def nan(m: ActionChunk) -> None:
         (a_name_too_few, Refusal.WRONG_NAMES),
         (degrees, Refusal.WRONG_UNITS),
         (nan, Refusal.NOT_FINITE),
+        (no_time, Refusal.NOT_FINITE),
     ],
 )
 def test_what_is_not_ours_is_refused_by_its_reason(

@@ -11,13 +11,40 @@ import pytest
 pytest.importorskip("rclpy", reason="ROS 2 is not in this environment; run ./run setup")
 
 from builtin_interfaces.msg import Time
+from geometry_msgs.msg import Pose, PoseStamped, Quaternion
 from sensor_msgs.msg import JointState
 
-from cosmos3_ros.nodes.commands import joint_state, joint_trajectory, position_array
+from cosmos3_ros.nodes.commands import (
+    Target,
+    command_topics,
+    interface_for,
+    joint_state,
+    joint_trajectory,
+    joint_trajectory_chunk,
+    poses,
+    position_array,
+    twist,
+)
 from cosmos3_ros.nodes.joints import JointMap, JointReader
-from cosmos3_ros.policy.embodiment import EmbodimentError, load_embodiment
+from cosmos3_ros.nodes.measured import PoseReader
+from cosmos3_ros.nodes.parameters import ParameterError
+from cosmos3_ros.policy.commands import command_space
+from cosmos3_ros.policy.embodiment import (
+    Channel,
+    Embodiment,
+    EmbodimentError,
+    Gripper,
+    load_embodiment,
+)
 
 PANDA = load_embodiment("sim_panda")
+BASE = replace(
+    load_embodiment("pusht"),
+    name="base",
+    action_space="base_velocity",
+    base_frame="base_link",
+    channels=(Channel("linear_x", "m/s"), Channel("angular_z", "rad/s")),
+)
 ARM = [f"panda_joint{i}" for i in range(1, 8)]
 FINGER = "panda_finger_joint1"
 CHANNELS = np.array([0.1, 0.2, 0.3, -1.0, 0.5, 1.0, 0.7, 0.25])
@@ -26,15 +53,21 @@ STAMP = Time(sec=5, nanosec=6)
 NOW_NS = 9_000_000_000
 
 
+def target_of(embodiment: Embodiment) -> Target:
+    is_arm = embodiment.action_space == "joint_position"
+    joints = JointMap(embodiment) if is_arm else None
+    return Target(embodiment, command_space(embodiment), joints)
+
+
 def test_joint_state_carries_all_joints_in_the_robots_names_and_units() -> None:
-    message = joint_state(JointMap(PANDA), CHANNELS, STAMP, 0.02)
+    (message,) = joint_state(target_of(PANDA), CHANNELS, STAMP, 0.02)
     assert list(message.name) == [*ARM, FINGER]
     assert message.position.tolist() == pytest.approx(JOINTS)
     assert message.header.stamp == STAMP
 
 
 def test_joint_trajectory_is_one_point_a_control_period_ahead() -> None:
-    message = joint_trajectory(JointMap(PANDA), CHANNELS, STAMP, 0.02)
+    (message,) = joint_trajectory(target_of(PANDA), CHANNELS, STAMP, 0.02)
     assert list(message.joint_names) == [*ARM, FINGER]
     (point,) = message.points
     assert point.positions.tolist() == pytest.approx(JOINTS)
@@ -42,9 +75,111 @@ def test_joint_trajectory_is_one_point_a_control_period_ahead() -> None:
     assert message.header.stamp == Time(), "a stamp would drop points where clocks differ"
 
 
+def test_a_whole_trajectory_has_a_point_a_control_period() -> None:
+    commands = np.stack([CHANNELS, CHANNELS + 0.1, CHANNELS + 0.2])
+    (message,) = joint_trajectory_chunk(target_of(PANDA), commands, STAMP, 0.5)
+    times = [p.time_from_start.sec + p.time_from_start.nanosec / 1e9 for p in message.points]
+    assert times == pytest.approx([0.5, 1.0, 1.5])
+    assert [p.positions[0] for p in message.points] == pytest.approx([0.1, 0.2, 0.3])
+    assert [p.positions[7] for p in message.points] == pytest.approx([0.03, 0.026, 0.022])
+
+
 def test_position_array_keeps_channel_order_and_units() -> None:
-    message = position_array(JointMap(PANDA), CHANNELS, STAMP, 0.02)
+    (message,) = position_array(target_of(PANDA), CHANNELS, STAMP, 0.02)
     assert message.data.tolist() == CHANNELS.tolist()
+    apart = replace(target_of(PANDA), gripper_apart=True)
+    (message,) = position_array(apart, CHANNELS, STAMP, 0.02)
+    assert message.data.tolist() == CHANNELS[:7].tolist(), "it is driven by its action"
+
+
+def test_a_twist_has_every_velocity_in_its_place_in_the_bases_frame() -> None:
+    (message,) = twist(target_of(BASE), np.array([0.3, -0.2]), STAMP, 0.02)
+    assert (message.twist.linear.x, message.twist.angular.z) == (0.3, -0.2)
+    assert message.twist.linear.y == message.twist.angular.x == 0.0
+    assert message.header.frame_id == "base_link" and message.header.stamp == STAMP
+
+
+def test_two_arms_get_a_pose_each_in_the_base_frame() -> None:
+    target = target_of(load_embodiment("robomind_franka_dual"))
+    command = np.arange(16) / 16
+    left, right = poses(target, command, STAMP, 0.02)
+    assert (left.pose.position.x, left.pose.orientation.w) == (0.0, 6 / 16)
+    assert (right.pose.position.x, right.pose.orientation.w) == (0.5, 14 / 16)
+    interface = interface_for("pose_command", target)
+    assert list(interface.topics(target)) == ["left_pose_command", "right_pose_command"]
+
+
+@pytest.mark.parametrize(
+    ("interface", "robot", "topic"),
+    [
+        ("joint_trajectory_chunk", PANDA, "joint_trajectory"),
+        ("twist_command", BASE, "twist_command"),
+        ("pose_command", load_embodiment("umi"), "pose_command"),
+        ("pose_command", load_embodiment("av"), "ego_pose_command"),
+    ],
+)
+def test_commands_of_one_topic_go_where_they_are_wanted(
+    interface: str, robot: Embodiment, topic: str
+) -> None:
+    target = target_of(robot)
+    asked = interface_for(interface, target)
+    assert list(command_topics(asked, target, "")) == [topic]
+    assert list(command_topics(asked, target, "/driver/told")) == ["/driver/told"]
+
+
+def test_one_topic_for_the_poses_of_two_arms_is_refused() -> None:
+    target = target_of(load_embodiment("robomind_franka_dual"))
+    interface = interface_for("pose_command", target)
+    said = "'/told', .* on left_pose_command, right_pose_command; expected it empty: remap each"
+    with pytest.raises(ParameterError, match=said):
+        command_topics(interface, target, "/told")
+
+
+@pytest.mark.parametrize(
+    ("interface", "robot", "said"),
+    [
+        ("twist_command", "sim_panda", "for base_velocity; expected joint_command or"),
+        ("joint_command", "umi", "expected pose_command for embodiment 'umi'"),
+    ],
+)
+def test_an_interface_of_another_kind_of_robot_is_refused(
+    interface: str, robot: str, said: str
+) -> None:
+    with pytest.raises(EmbodimentError, match=said):
+        interface_for(interface, target_of(load_embodiment(robot)))
+
+
+def test_a_base_whose_channels_are_no_twist_is_refused() -> None:
+    odd = replace(BASE, channels=(Channel("wheel_left", "rad/s"), BASE.channels[1]))
+    with pytest.raises(EmbodimentError, match="has channels wheel_left; expected of linear_x"):
+        interface_for("twist_command", target_of(odd))
+
+
+def test_poses_and_the_gripper_make_a_measurement_when_all_have_come() -> None:
+    robot = replace(
+        load_embodiment("droid_lerobot"), gripper=Gripper("gripper", "finger_joint", 0.0, 0.8)
+    )
+    reader = PoseReader(robot, command_space(robot))
+    assert reader.missing == ["pose", "finger_joint"] and reader.channels is None
+    message = PoseStamped()
+    message.header.stamp = STAMP
+    message.pose.position.z, message.pose.orientation.w = 0.4, 1.0
+    reader.read_pose("pose", message, NOW_NS)
+    reader.read(states(["finger_joint"], [0.2]), NOW_NS)
+    assert reader.channels == pytest.approx([0, 0, 0.4, 0, 0, 0, 1, 0.25])
+    assert reader.stamp_ns == 5_000_000_006
+
+
+def test_what_is_no_pose_is_refused() -> None:
+    robot = load_embodiment("droid_lerobot")
+    reader = PoseReader(robot, command_space(robot))
+    with pytest.raises(ValueError, match="is no pose; expected finite numbers and a quaternion"):
+        reader.read_pose("pose", PoseStamped(pose=Pose(orientation=Quaternion(w=0.5))), NOW_NS)
+    elsewhere = PoseStamped(pose=Pose(orientation=Quaternion(w=1.0)))
+    elsewhere.header.frame_id = "map"
+    with pytest.raises(ValueError, match="in frame 'map'; expected 'base_link', transform it"):
+        reader.read_pose("pose", elsewhere, NOW_NS)
+    assert reader.missing == ["pose"]
 
 
 def test_joint_names_replace_the_arms_names_in_channel_order() -> None:

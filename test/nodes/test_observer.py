@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 from builtin_interfaces.msg import Time
+from geometry_msgs.msg import PoseStamped
 from sensor_msgs.msg import Image, JointState
 
 from cosmos3_ros.nodes.images import image_message
@@ -104,6 +105,49 @@ def test_a_silent_gripper_topic_is_refused(droid: Embodiment) -> None:
     refusal = refusal_of(complete(droid, gripper_topic=True))
     assert refusal.reason == "joints_missing"
     assert "gripper_state: nothing of the gripper" in str(refusal)
+
+
+def pose(at_ns: int, x: float, frame: str = "panda_link0", turn: float = 1.0) -> PoseStamped:
+    message = PoseStamped()
+    message.header.frame_id = frame
+    message.header.stamp = Time(sec=at_ns // 10**9, nanosec=at_ns % 10**9)
+    message.pose.position.x, message.pose.orientation.w = x, turn
+    return message
+
+
+def looking(embodiment: Embodiment, *poses: PoseStamped) -> Observer:
+    """All three cameras at NOW, and an end effector's poses instead of joints."""
+    observer = Observer(embodiment, None, False, LIMITS, ("pose",))
+    for view in embodiment.cameras:
+        observer.on_image(view.name, picture(NOW))
+    for message in poses:
+        observer.on_pose("pose", message)
+    return observer
+
+
+def test_the_pose_nearest_to_the_picture_is_taken(droid: Embodiment) -> None:
+    poses = [pose(NOW + offset * MS, offset / 100) for offset in (-60, 10, 40)]
+    observed = looking(droid, *poses).snapshot().observe(NOW + 40 * MS).observation
+    assert observed.poses.tolist() == [[0.1, 0, 0, 0, 0, 0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("poses", "reason", "said"),
+    [
+        ([], "pose_missing", "pose: nothing; expected a pose within 0.1 s of the picture"),
+        ([pose(NOW - 300 * MS, 0.1)], "pose_stale", "pose: one 0.300 s away; expected"),
+        ([pose(NOW, math.nan)], "pose_malformed", "is no pose; expected finite numbers"),
+        ([pose(NOW, 0.1, turn=0.7)], "pose_malformed", "a quaternion of length 1"),
+        ([pose(NOW, 0.1, frame="map")], "pose_malformed", "in frame 'map'; expected 'panda_link0'"),
+    ],
+    ids=["none", "old", "nan", "no rotation", "another frame"],
+)
+def test_what_does_not_tell_where_the_end_effector_is_is_refused(
+    droid: Embodiment, poses: list[PoseStamped], reason: str, said: str
+) -> None:
+    refusal = refusal_of(looking(droid, *poses))
+    assert refusal.reason == reason
+    assert said in str(refusal)
 
 
 def test_a_missing_camera_is_refused_by_name(droid: Embodiment) -> None:

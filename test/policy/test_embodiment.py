@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,13 @@ from diffusers.pipelines.cosmos.pipeline_cosmos3_omni import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cosmos3_ros.policy.embodiment import EmbodimentError, embodiment_names, load_embodiment
+from cosmos3_ros.policy.embodiment import (
+    Channel,
+    Embodiment,
+    EmbodimentError,
+    embodiment_names,
+    load_embodiment,
+)
 
 # Domain, id and width of the public contract.
 CONTRACT = {
@@ -119,6 +127,57 @@ def test_a_bad_file_is_refused_with_what_was_found_and_expected(
     with pytest.raises(EmbodimentError, match=message) as refusal:
         load_embodiment(path)
     assert str(path) in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", ["droid_joint_pos", "droid_exterior", "pico_panda", "sim_panda"])
+def test_an_arm_that_is_ready_to_run_has_every_limit(name: str) -> None:
+    load_embodiment(name).require_limits()
+
+
+def test_one_camera_less_changes_no_limit() -> None:
+    assert load_embodiment("droid_exterior").channels == load_embodiment("droid_joint_pos").channels
+
+
+@pytest.mark.parametrize("key", ["velocity", "acceleration", "jump"])
+def test_a_joint_without_a_limit_is_refused_by_its_name_and_key(key: str) -> None:
+    arm = load_embodiment("sim_panda")
+    channels = list(arm.channels)
+    channels[1] = replace(channels[1], **{key: math.inf})
+    with pytest.raises(EmbodimentError, match=rf"has no limit of joint_2 \({key}\); expected"):
+        replace(arm, channels=tuple(channels)).require_limits()
+
+
+def test_poses_need_limits_and_what_stands_beside_them_does_not(tmp_path: Path) -> None:
+    with pytest.raises(EmbodimentError, match=r"position_x \(velocity, acceleration, jump\)") as no:
+        load_embodiment("umi").require_limits()
+    assert "rotation_6 (velocity" in str(no.value) and "turn_velocity" in str(no.value)
+    assert "gripper_width" not in str(no.value) and "\n" not in str(no.value)
+    limits = "velocity: 0.5, acceleration: 2.0, jump: 0.1"
+    turns = "turn_velocity: 1.5, turn_acceleration: 6.0, turn_jump: 0.6"
+    text = load_text("umi")
+    load_embodiment(
+        write(tmp_path, text.replace("block: pose", f"block: pose, {limits}, {turns}"))
+    ).require_limits()
+    with pytest.raises(EmbodimentError, match=r"has no limit of rotation_1 \(velocity,"):
+        load_embodiment(
+            write(tmp_path, text.replace("block: pose", f"block: pose, {limits}"))
+        ).require_limits()
+
+
+def test_a_base_needs_a_range_and_how_fast_its_velocity_may_change() -> None:
+    def base(**limits: float) -> Embodiment:
+        channels = (Channel("linear_x", "m/s", **limits),)
+        return replace(load_embodiment("pusht"), action_space="base_velocity", channels=channels)
+
+    base(lower=-0.5, upper=0.5, velocity=1.0).require_limits()
+    with pytest.raises(EmbodimentError, match=r"has no limit of linear_x \(upper, velocity\)"):
+        base(lower=-0.5).require_limits()
+
+
+def test_limits_are_no_part_of_what_a_checkpoint_was_trained_on() -> None:
+    arm = load_embodiment("sim_panda")
+    free = replace(arm, channels=tuple(replace(c, jump=9.0, velocity=9.0) for c in arm.channels))
+    assert free.meaning == arm.meaning
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:

@@ -11,14 +11,14 @@ from bundles import Exported
 from tokenizers import Tokenizer
 
 from cosmos3_ros.engine.backends import open_backend
-from cosmos3_ros.engine.export import make_sampler
+from cosmos3_ros.engine.export_contract import make_sampler
 from cosmos3_ros.engine.export_model import Components, make_components
 from cosmos3_ros.engine.export_pipeline import stock_pipeline, stock_policy
-from cosmos3_ros.engine.export_reference import stock_velocity
+from cosmos3_ros.engine.export_reference import Start, stock_plan, stock_velocity
 from cosmos3_ros.engine.parts import run_graph
 from cosmos3_ros.engine.session import TEXT_PADDING_BIAS
 from cosmos3_ros.policy.embodiment import load_embodiment
-from cosmos3_ros.policy.plan import Noise, Observation, Policy, draw_noise
+from cosmos3_ros.policy.plan import Noise, Observation, Policy, draw_noise, soft_mask
 from cosmos3_ros.policy.positions import positions, rotary_tables
 from cosmos3_ros.policy.prompt import caption, pad_tokens, tokenize
 
@@ -130,6 +130,40 @@ def test_state_row_and_committed_rows_equal_the_stock_transformer(
     assert np.abs(ours[0] - latent_velocity).max() < TOLERANCE
     assert np.abs(ours[1] - row_velocity).max() < TOLERANCE
     assert np.abs(ours[1][clean:]).max() > 0.01
+
+
+@torch.no_grad()
+def test_a_plan_with_held_rows_equals_diffusers_steps_held_at_them(tiny: Exported) -> None:
+    policy = policy_of(tiny)
+    components, contract = components_of(tiny), replace(policy.contract, prefix="held")
+    policy.contract = contract
+    robot, view = policy.embodiment, policy.embodiment.cameras[0]
+    image = picture(view.width, view.height)
+    noise = draw_noise(contract, np.random.default_rng(4))
+    before = robot.offset + np.linspace(0, 0.3, 9)[:, None]
+    state = robot.offset + 0.02
+    plan = policy.plan(
+        Observation({view.name: image}, state),
+        policy.prefill(INSTRUCTION),
+        noise,
+        before[:4],
+        before[4:],
+    )
+
+    clean, noisy, held = (np.zeros((contract.rows, n), np.float32) for n in (64, 1, 1))
+    clean[:10, : contract.width] = robot.to_model(np.vstack([state, before]))
+    noisy[1:], held[1:10, 0] = 1, soft_mask(4, 9)
+    ids = [
+        tokenize(text, Tokenizer.from_file(str(tiny.bundle.path / "tokenizer.json")),
+                 contract.prompting)
+        for text in (caption(INSTRUCTION, robot, contract), "")
+    ]  # fmt: skip
+    start = Start(noise.latents, noise.rows, clean, noisy, held)
+    latents, rows = stock_plan(components, contract, image, *ids, start)
+    # Rows that are held wholly come back as they went in.
+    ours = robot.to_model(plan.rows)[4:]
+    assert np.abs(ours - rows[5:, : contract.width]).max() < TOLERANCE
+    assert np.abs(plan.latents - latents).max() < TOLERANCE
 
 
 @torch.no_grad()

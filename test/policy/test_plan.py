@@ -14,7 +14,7 @@ from cosmos3_ros.engine.parts import run_graph
 from cosmos3_ros.engine.session import Call, Engine
 from cosmos3_ros.engine.watched import Watched
 from cosmos3_ros.policy.embodiment import load_embodiment
-from cosmos3_ros.policy.plan import Observation, PlanError, Policy, draw_noise
+from cosmos3_ros.policy.plan import Observation, PlanError, Policy, draw_noise, soft_mask
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +78,63 @@ def test_committed_rows_come_back_as_they_went_in_and_shape_the_rest(policy: Pol
     assert (bound.rows[:5] == committed).all()
     assert bound.committed_rows == 5 and free.committed_rows == 0
     assert np.abs(bound.rows[5:] - free.rows[5:]).max() > 1e-6
+
+
+@pytest.fixture
+def holding(tiny: Exported, engine: Engine) -> Policy:
+    """A checkpoint that was not trained for committed rows."""
+    tokenizer = Tokenizer.from_file(str(tiny.bundle.path / "tokenizer.json"))
+    contract = replace(tiny.bundle.manifest.contract, prefix="held")
+    return Policy(contract, tiny.embodiment, engine, tokenizer)
+
+
+def test_where_committed_rows_are_held_the_plan_ends_at_them_and_goes_on_from_them(
+    holding: Policy,
+) -> None:
+    prompt = holding.prefill("touch the red cube")
+    noise = draw_noise(holding.contract, np.random.default_rng(0))
+    seen = observation(holding)
+    free = holding.plan(seen, prompt, noise).rows
+    before = holding.embodiment.offset + np.linspace(0, 0.3, 12)[:, None]
+    hard = holding.plan(seen, prompt, noise, before[:5])
+    soft = holding.plan(seen, prompt, noise, before[:5], before[5:])
+    assert (hard.rows[:5] == before[:5]).all() and hard.committed_rows == 5
+    assert np.abs(hard.rows[5:] - free[5:]).max() > 1e-6
+    # The softly held rows lie between what is free and what was before, the later the freer.
+    apart = np.abs(soft.rows[5:12] - before[5:]).mean(1) / np.abs(
+        hard.rows[5:12] - before[5:]
+    ).mean(1)
+    assert np.all(np.diff(apart) > -0.05) and apart[0] < 0.5 and apart[-1] > 0.5
+
+
+def test_held_rows_are_noisy_to_the_model_and_end_at_what_they_are_held_at(
+    tiny: Exported, engine: Engine
+) -> None:
+    ended: list[np.ndarray] = []
+
+    def note(engine: Engine, call: Call) -> None:
+        if call.graph == "denoise":
+            assert engine.read(call.inputs["noisy_rows"]).ravel().tolist() == [0.0] + [1.0] * 16
+        if call.graph == "step":
+            ended.append(engine.read(call.outputs["rows"]))
+
+    contract = replace(tiny.bundle.manifest.contract, prefix="held")
+    tokenizer = Tokenizer.from_file(str(tiny.bundle.path / "tokenizer.json"))
+    policy = Policy(contract, tiny.embodiment, Watched(engine, after=note), tokenizer)
+    committed = policy.embodiment.offset + np.linspace(0, 0.1, 5)[:, None]
+    noise = draw_noise(contract, np.random.default_rng(0))
+    policy.plan(observation(policy), policy.prefill("go"), noise, committed)
+    expected = policy.embodiment.to_model(committed)
+    assert np.abs(ended[-1][1:6, :8] - expected).max() < 1e-4
+    # On their way there they are as noisy as the others.
+    assert np.abs(ended[1][1:6, :8] - expected).max() > 0.1
+
+
+def test_the_soft_mask_falls_from_one_to_nothing() -> None:
+    mask = soft_mask(4, 12)
+    assert mask[:4].tolist() == [1.0] * 4
+    assert np.all(np.diff(mask[3:]) < 0) and 0 < mask[-1] < 0.1
+    assert soft_mask(3, 3).tolist() == [1.0] * 3
 
 
 def test_the_observation_is_kept_clean_as_latent_frame_zero(policy: Policy, tiny: Exported) -> None:
@@ -221,3 +278,23 @@ def test_a_bundle_is_refused_on_another_robot_field_by_field(
     robot = load_embodiment("droid_joint_pos")
     with pytest.raises(PlanError, match="embodiment is droid_joint_pos, expected sim_panda"):
         Policy(tiny.bundle.manifest.contract, robot, engine, tokenizer)
+
+
+def test_a_robot_of_the_same_name_that_means_something_else_is_refused(
+    tiny: Exported, engine: Engine
+) -> None:
+    tokenizer = Tokenizer.from_file(str(tiny.bundle.path / "tokenizer.json"))
+    contract, robot = tiny.bundle.manifest.contract, load_embodiment("sim_panda")
+    first = robot.channels[0]
+    other = (replace(first, offset=first.offset + 0.1), *robot.channels[1:])
+    moved = (replace(robot.cameras[0], x=robot.cameras[0].x + 1), *robot.cameras[1:])
+    for changed, aspect in (
+        (replace(robot, channels=other), "channels is joint_1"),
+        (replace(robot, cameras=moved), "cameras is exterior 128x96 at 1, 0, expected"),
+        (replace(robot, view_detail="from above"), "view is"),
+    ):
+        with pytest.raises(PlanError, match=f"does not fit the bundle: {aspect}"):
+            Policy(contract, changed, engine, tokenizer)
+    # What is the robot's own may change.
+    own = replace(first, lower=first.lower + 0.1)
+    Policy(contract, replace(robot, channels=(own, *robot.channels[1:])), engine, tokenizer)

@@ -11,7 +11,7 @@ from bundles import Exported
 from diffusers import UniPCMultistepScheduler
 
 from cosmos3_ros.engine.backends import open_backend
-from cosmos3_ros.engine.export import make_sampler
+from cosmos3_ros.engine.export_contract import make_sampler
 from cosmos3_ros.engine.export_model import FLOW_SCHEDULER
 from cosmos3_ros.engine.parts import run_graph
 from cosmos3_ros.policy.program import START, constants
@@ -41,6 +41,7 @@ def test_the_step_graph_reproduces_unipc_on_velocities_that_are_not_linear(
         "clean_latent": clean,
         "clean_rows": rng.standard_normal(row, np.float32),
         "noisy_rows": noisy,
+        "held_rows": np.zeros_like(noisy),
         "guidance": table["guidance"],
         "latent_history": np.zeros((contract.history, *latent[1:]), np.float32),
         "row_history": np.zeros((contract.history, *row), np.float32),

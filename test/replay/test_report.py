@@ -7,11 +7,26 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from recordings import FPS, HEIGHT, JOINTS, WIDTH, image, joint_state, write_recording
+from matplotlib.lines import Line2D
+from matplotlib.text import Text
+from recordings import (
+    FPS,
+    HEIGHT,
+    JOINTS,
+    WIDTH,
+    header,
+    image,
+    joint_state,
+    string,
+    write_recording,
+)
 
 from cosmos3_ros.replay.bags import BagWriter, encode, message_class, open_bag
 from cosmos3_ros.replay.recorded_run import GLIMPSES, Run, read_run
-from cosmos3_ros.replay.report import COMMANDED, MEASURED, report
+from cosmos3_ros.replay.report import COMMANDED, CUBE_COLOURS, MEASURED, compose, report
+
+# From the fingertip to the centres of the red, the green and the blue cube [m].
+DISTANCES_M = (0.10, 0.25, 0.20)
 
 
 def read(path: Path, inputs: Path | None = None) -> Run:
@@ -23,6 +38,64 @@ def count_pixels(picture: np.ndarray, colour: str, tolerance: int = 6) -> int:
     """Pixels of a picture (BGR) within ``tolerance`` of a colour ``#rrggbb``."""
     rgb = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
     return int((np.abs(picture.astype(int) - rgb[::-1]).max(2) <= tolerance).sum())
+
+
+def write_simulated(path: Path, recording: Path) -> Path:
+    """The recording with what a simulator adds: red is touched 1 s after it was asked for, green,
+    which is asked for 3.2 s from the start, is not."""
+    types = {"/sim/state": "cosmos3_ros/msg/SimState", "/instruction": "std_msgs/msg/String"}
+    point = message_class("geometry_msgs/msg/Point")(0.0, 0.0, 0.0)
+    state = message_class(types["/sim/state"])
+    with open_bag(recording) as bag:
+        topics = {topic: added.type for topic, added in bag.topics.items()} | types
+        with BagWriter(path, topics) as writer:
+            for message in bag.messages(list(bag.topics)):
+                writer.write(message.topic, message.log_ns, message.raw)
+
+            def log(seconds: float) -> int:
+                # At twice the pace, as all of the recording.
+                return bag.start_ns + round(seconds * 1e9 / 2)
+
+            for said_s, cube in ((1.0, "red"), (3.2, "green")):
+                writer.write("/instruction", log(said_s), string(f"touch the {cube} cube"))
+            for i in range(6 * FPS + 1):
+                stamp = header(1_000_000_000 + round(i / FPS * 1e9))
+                distances = np.array(DISTANCES_M)
+                touched = ["red"] if i == 2 * FPS else []
+                message = state(stamp, 0, 0, list(CUBE_COLOURS), [point] * 3, distances, touched)
+                writer.write("/sim/state", log(i / FPS), encode(message))
+    return path
+
+
+def texts(run: Run) -> set[str]:
+    return {text.get_text() for text in compose(run).findobj(Text)}
+
+
+def test_what_was_said_and_what_came_of_it_is_written(recording: Path, tmp_path: Path) -> None:
+    written = texts(read(write_simulated(tmp_path / "simulated.mcap", recording)))
+    assert "“touch the red cube” “touch the green cube”" in written
+    assert "“touch the red cube”: touched red after 1.0 s" in written
+    assert "“touch the green cube”: nothing was touched" in written
+    # Without a simulator the policy node says what it was told.
+    assert "“Pick up the pen.”" in texts(read(recording))
+
+
+def test_the_way_to_each_cube_is_drawn_and_the_touch_marked(
+    recording: Path, tmp_path: Path
+) -> None:
+    simulated = write_simulated(tmp_path / "simulated.mcap", recording)
+    for path, least, most in ((simulated, 800, 9000), (recording, 0, 0)):
+        png = tmp_path / "report.png"
+        report(path, png)
+        for colour in CUBE_COLOURS.values():
+            assert least <= count_pixels(cv2.imread(str(png)), colour) <= most, colour
+    lines = compose(read(simulated)).findobj(Line2D)
+    for cube, distance_m in zip(CUBE_COLOURS, DISTANCES_M, strict=True):
+        curve = next(line for line in lines if line.get_label() == f"{cube} cube")
+        assert curve.get_xdata()[[0, -1]] == pytest.approx([0, 6])
+        assert curve.get_ydata() == pytest.approx(100 * distance_m)
+    (mark,) = (line for line in lines if line.get_marker() == "o")
+    assert (*mark.get_xdata(), *mark.get_ydata()) == pytest.approx((2.0, 10.0), abs=0.02)
 
 
 def test_the_picture_is_drawn_with_cameras_predictions_and_joints(

@@ -27,6 +27,13 @@ def test_every_figure_comes_from_the_message_that_knows_it(recording: Path, tmp_
     assert summary.plan_latency_ms.p99 == pytest.approx(208.9)
     assert (summary.backend, summary.bundle) == ("onnxruntime", "tiny_droid")
     assert summary.fault == ""
+    loop = summary.loop
+    assert (loop.wake_up_ms.p50, loop.execution_ms.p99) == (0.061, 0.83)
+    assert (loop.periods, loop.missed_periods) == (300, 2)
+    assert loop.frame_to_command_ms.p99 == 17.5
+    assert (summary.transitions, summary.saturated) == (9, 3)
+    assert summary.holds_by_reason == {"chunk_ended": 1}
+    assert summary.seams.count == 11
 
 
 def test_duration_is_by_stamps_and_pace_by_wall_time(recording: Path, tmp_path: Path) -> None:
@@ -58,16 +65,21 @@ def test_topics_in_a_namespace_and_every_command_interface_count(tmp_path: Path)
     topics = {
         "/left/joint_command": "sensor_msgs/msg/JointState",
         "/left/position_commands": "std_msgs/msg/String",
+        "/left/joint_trajectory": "std_msgs/msg/String",
+        "/left/twist_command": "std_msgs/msg/String",
+        "/left/hand_pose_command": "std_msgs/msg/String",
         "/left/status": "cosmos3_ros/msg/PolicyStatus",
         "/exit_status": "std_msgs/msg/String",
     }
     with BagWriter(bag, topics) as writer:
         writer.write("/left/joint_command", 1, joint_state(1, JOINTS, [0.0] * 8))
-        writer.write("/left/position_commands", 2, string("counted, not read"))
+        for other in ("position_commands", "joint_trajectory", "twist_command"):
+            writer.write(f"/left/{other}", 2, string("counted, not read"))
+        writer.write("/left/hand_pose_command", 2, string("counted, not read"))
         writer.write("/left/status", 3, status(3, 7, {}))
         writer.write("/exit_status", 4, string("not ours"))
     summary = summarise(bag, tmp_path / "summary.json")
-    assert (summary.commands, summary.observations) == (2, 7)
+    assert (summary.commands, summary.observations) == (5, 7)
 
 
 def test_a_policy_that_gave_up_is_said(tmp_path: Path) -> None:

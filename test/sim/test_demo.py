@@ -13,8 +13,10 @@ from pathlib import Path
 import matplotlib.image
 import pytest
 import rclpy
+from another_robot import REFUSAL, bundle_of_another_robot
 from builtin_interfaces.msg import Time
 from bundles import Exported
+from child_pids import child_pids
 from sensor_msgs.msg import CameraInfo
 from std_msgs.msg import Header
 
@@ -38,15 +40,6 @@ def start_demo(out: Path, **options: object) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
     )
-
-
-def child_pids(parent: int) -> dict[str, int]:
-    """Pids of a process's children, by the module they run."""
-    pids = {}
-    for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
-        words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
-        pids[words[2].rpartition(".")[2] if len(words) > 2 else pid] = int(pid)
-    return pids
 
 
 def test_the_demo_makes_commands_flow_and_writes_what_came_of_it(
@@ -108,7 +101,7 @@ def test_the_script_begins_with_the_first_plan_or_when_there_is_none_for_long(
         if planned:
             director._plan(ActionChunk())
         begin_s = 9 if planned else 11
-        assert [left_after(begin_s + s) for s in (0, 5, 6, 7, 11)] == [3, 3, 2, 1, 0]
+        assert [left_after(begin_s + s) for s in (0, 2, 3, 4, 7)] == [3, 3, 2, 1, 0]
     finally:
         director.destroy_node()
         rclpy.shutdown()
@@ -138,3 +131,25 @@ def test_a_bundle_that_is_none_ends_the_demo_with_its_name(tmp_path: Path) -> No
     assert process.returncode == 1
     assert "demo failed: bundle" in stderr and "nothing' has no manifest.json" in stderr
     assert "Traceback" not in stderr
+
+
+def test_a_bundle_of_another_robot_is_refused_before_anything_starts(
+    tmp_path: Path, tiny: Exported
+) -> None:
+    other = bundle_of_another_robot(tiny, tmp_path)
+    process = start_demo(tmp_path / "demo", bundle=other, seconds=5)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert len(stderr.splitlines()) == 1 and f"demo failed: {REFUSAL}" in stderr
+    assert not (tmp_path / "demo" / "logs").exists()
+
+
+def test_a_bundle_that_no_cpu_runs_is_refused_before_anything_starts(
+    tmp_path: Path, tiny_bf16: Exported
+) -> None:
+    process = start_demo(tmp_path / "demo", bundle=tiny_bf16.bundle.path, seconds=5)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert len(stderr.splitlines()) == 1 and stderr.startswith("demo failed: bundle '"), stderr
+    assert "in bf16 on this CPU" in stderr and "'cosmos3 twin'" in stderr
+    assert not (tmp_path / "demo" / "logs").exists()

@@ -22,6 +22,7 @@ TOUCHED = EpisodeResult(
     min_distance_m=0.03,
     plans=20,
     seam_jumps=(0.01, 0.03),
+    refused_chunks={},
 )
 
 
@@ -39,10 +40,6 @@ def test_the_interval_holds_the_rate(counts: tuple[int, int]) -> None:
     low, high = wilson(*counts)
     rate, rounding = counts[0] / counts[1], 1e-12
     assert 0 <= low <= rate + rounding and rate - rounding <= high <= 1
-
-
-def test_nothing_says_nothing() -> None:
-    assert wilson(0, 0) == (0.0, 1.0)
 
 
 def test_verdicts_are_counted_by_task_colour_and_wording() -> None:
@@ -63,3 +60,18 @@ def test_the_table_has_a_line_a_task_and_one_for_all() -> None:
     text = table(score([TOUCHED, replace(TOUCHED, kind="lift", time_to_goal_s=None)]))
     assert [line.split()[0] for line in text.splitlines()] == ["task", "lift", "touch", "all"]
     assert "100.0%" in text
+
+
+def test_episodes_that_were_told_another_colour_are_counted_apart() -> None:
+    misled = replace(TOUCHED, instruction="touch the blue cube", verdict="wrong")
+    scores = score([TOUCHED, misled, misled])
+    assert scores["by_told"]["its own"]["success"]["count"] == 1
+    assert scores["by_told"]["another"]["wrong"]["count"] == 2
+    assert table(scores).splitlines()[-1].endswith("told: 0 of 2 another, 1 of 1 its own")
+
+
+def test_refused_chunks_are_counted_by_reason_and_shown() -> None:
+    refused = [replace(TOUCHED, refused_chunks=of) for of in ({"jump": 2}, {"jump": 1, "late": 1})]
+    scores = score([TOUCHED, *refused])
+    assert scores["refused_chunks"] == {"jump": 3, "late": 1}
+    assert table(scores).splitlines()[-1] == "refused chunks: 3 jump, 1 late"

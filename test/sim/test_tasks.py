@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from itertools import chain
 
 import numpy as np
 import pytest
 
+from cosmos3_ros.replay import outcomes
+from cosmos3_ros.sim import tasks
 from cosmos3_ros.sim.tasks import (
     COLOURS,
     HELD_OUT_WORDINGS,
@@ -75,6 +78,26 @@ def test_shuffled_trials_are_told_another_ones_instruction_a_third_of_them_the_r
     assert 0.25 < right < 0.42
 
 
+@pytest.mark.parametrize("count", [2, 3, 50])
+def test_no_shuffled_trial_is_told_its_own_instruction(
+    monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    words = map(str, itertools.count())
+    # Each trial in words of its own, or two may happen to be told the same.
+    monkeypatch.setattr(tasks, "draw_task", lambda *_, **__: Task("touch", "red", next(words)))
+    for seed in range(5):
+        trials = draw_trials("touch", count, seed, shuffled=True)
+        own = [trial.task.instruction for trial in trials]
+        told = [trial.instruction for trial in trials]
+        assert sorted(told) == sorted(own)
+        assert all(a != b for a, b in zip(told, own, strict=True))
+
+
+def test_one_trial_cannot_be_shuffled() -> None:
+    with pytest.raises(ValueError, match="^1 episode with shuffled instructions"):
+        draw_trials("touch", 1, seed=4, shuffled=True)
+
+
 def test_tasks_are_drawn_of_the_kinds_that_are_asked_for() -> None:
     random = np.random.default_rng(0)
     assert {draw_task(random).kind for _ in range(50)} == set(KINDS)
@@ -111,6 +134,10 @@ def test_a_lift_is_ten_centimetres_in_the_fingers() -> None:
     assert seen(judge, 1.1, raised={"green": LIFTED_M + 0.01}) == "", "thrown is not lifted"
     assert seen(judge, 1.2, "green", raised={"green": LIFTED_M + 0.01}) == "success"
     assert judge.time_to_goal_s == 1.2
+
+
+def test_a_report_calls_lifted_what_is_judged_so() -> None:
+    assert outcomes.LIFTED_M == LIFTED_M
 
 
 def test_another_cube_in_the_air_is_the_wrong_one() -> None:

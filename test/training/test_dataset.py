@@ -3,18 +3,35 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from bundles import Exported
-from training_parts import FRAMES, PICO_PANDA, TASKS, recording, write_demonstrations
+from training_parts import (
+    FIRST,
+    FRAMES,
+    PICO_PANDA,
+    SECOND,
+    TASKS,
+    TASKS_FILE,
+    edited,
+    index_first,
+    point,
+    recording,
+    replaced,
+    truncate,
+    without_frame,
+    write_demonstrations,
+)
 
 from cosmos3_ros.engine.session import Contract
+from cosmos3_ros.policy.embodiment import EmbodimentError, load_embodiment
 from cosmos3_ros.replay.episode import LeRobotError, load_dataset, load_episode, load_episodes
 from cosmos3_ros.training.dataset import ACTION, STATE, Clip, Demonstrations
 
@@ -22,23 +39,6 @@ from cosmos3_ros.training.dataset import ACTION, STATE, Clip, Demonstrations
 @pytest.fixture(scope="module")
 def contract(pico: Exported) -> Contract:
     return pico.bundle.manifest.contract
-
-
-def edited(path: Path, change: Callable[[pa.Table], pa.Table], file: str) -> Path:
-    target = path / file
-    pq.write_table(change(pq.read_table(target)), target)
-    return path
-
-
-def replaced(column: str, values: Callable[[list[Any]], list[Any]]) -> Callable[..., pa.Table]:
-    def change(table: pa.Table) -> pa.Table:
-        index = table.column_names.index(column)
-        return table.set_column(index, column, pa.array(values(table[column].to_pylist())))
-
-    return change
-
-
-FIRST, SECOND = (f"data/chunk-000/file-00{i}.parquet" for i in (0, 1))
 
 
 def test_demonstrations_are_what_was_recorded(tmp_path: Path, contract: Contract) -> None:
@@ -66,6 +66,45 @@ def test_all_episodes_are_what_they_are_one_by_one(tmp_path: Path) -> None:
         assert episode.rows.equals(alone.rows) and episode.instructions == alone.instructions
         frames = zip(episode.frames(dataset.cameras[0]), alone.frames(dataset.cameras[0]))  # noqa: B905
         assert all(np.array_equal(one, same) for one, same in frames)
+
+
+def test_pandas_finds_the_tasks_by_their_texts(tmp_path: Path) -> None:
+    path = write_demonstrations(tmp_path / "data")
+    schema = pq.read_schema(path / TASKS_FILE)
+    told = schema.pandas_metadata
+    (index,) = told["index_columns"]
+    assert index in schema.names and schema.field(index).type == pa.string()
+    columns = {column["field_name"]: column["name"] for column in told["columns"]}
+    assert columns == {"task_index": "task_index", index: None}
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["with pandas' word", "without"])
+@pytest.mark.parametrize("column", ["__index_level_0__", "task"])
+def test_tasks_are_read_however_lerobot_wrote_them(tmp_path: Path, column: str, told: bool) -> None:
+    path = write_demonstrations(tmp_path / "data")
+
+    def rewritten(table: pa.Table) -> pa.Table:
+        renamed = table.rename_columns(["task_index", column])
+        return renamed if told else renamed.replace_schema_metadata(None)
+
+    edited(path, rewritten, TASKS_FILE)
+    said = [episode.instructions[0] for episode in load_episodes(load_dataset(path))]
+    assert said == [TASKS[i % 3] for i in range(4)]
+
+
+def test_the_statistics_of_the_pictures_are_those_of_their_colours(tmp_path: Path) -> None:
+    path = write_demonstrations(tmp_path / "data")
+    stats = json.loads((path / "meta" / "stats.json").read_text())
+    for view in PICO_PANDA.cameras:
+        frames = np.stack([recording(i, "").frames[view.name] for i in range(4)]) / 255
+        found = stats[f"observation.images.{view.name}"]
+        assert found.keys() == {"mean", "std", "min", "max", "count"}
+        # Of some frames: fewer than all, of every file.
+        assert 2 <= found["count"][0] < 4 * FRAMES
+        for name in ("mean", "std", "min", "max"):
+            assert np.shape(found[name]) == (3, 1, 1)
+            expected = getattr(frames, name)((0, 1, 2, 3))
+            np.testing.assert_allclose(np.ravel(found[name]), expected, atol=0.01)
 
 
 def test_clips_are_spread_over_an_episode_and_stay_inside(
@@ -116,6 +155,100 @@ def test_a_missing_video_is_refused_with_its_path(tmp_path: Path, contract: Cont
     assert "episode 2 has no video" in said and str(video) in said
 
 
+def cut_short_with_its_index_first(video: Path) -> None:
+    index_first(video)
+    truncate(video)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "found"),
+    [
+        (truncate, "cannot be decoded"),
+        (cut_short_with_its_index_first, "cannot be decoded|has no frame at"),
+        (point, "cannot be decoded"),
+        (lambda video: video.write_bytes(b""), "cannot be decoded"),
+    ],
+    ids=["truncated", "truncated, index first", "Git LFS pointer", "empty"],
+)
+def test_a_video_that_cannot_be_read_to_its_end_is_refused_by_name(
+    tmp_path: Path, contract: Contract, spoil: Callable[[Path], object], found: str
+) -> None:
+    path = write_demonstrations(tmp_path / "data")
+    (video,) = path.glob("videos/*wrist/*/file-001.mp4")
+    spoil(video)
+    said = refusal(path, contract)
+    assert f"video '{video}'" in said and re.search(found, said)
+
+
+def test_a_video_with_its_index_first_is_read(tmp_path: Path, contract: Contract) -> None:
+    path = write_demonstrations(tmp_path / "data")
+    for video in path.glob("videos/*/*/*.mp4"):
+        index_first(video)
+    assert len(Demonstrations(path, PICO_PANDA, contract)) == 4
+
+
+def test_a_video_that_ends_before_its_episodes_is_refused(
+    tmp_path: Path, contract: Contract
+) -> None:
+    path = write_demonstrations(tmp_path / "data")
+    (short,) = path.glob("videos/*wrist/*/file-001.mp4")
+    other = write_demonstrations(tmp_path / "other", episodes=2)
+    # One episode of 22 frames where there should be two.
+    (one,) = other.glob("videos/*wrist/*/file-001.mp4")
+    one.rename(short)
+    assert f"video '{short}' has no frame at {FRAMES / 15:.3f} s" in refusal(path, contract)
+
+
+@pytest.mark.parametrize("frame", [3, FRAMES + 9])
+def test_a_video_that_lacks_a_frame_in_its_middle_is_refused(
+    tmp_path: Path, contract: Contract, frame: int
+) -> None:
+    path = write_demonstrations(tmp_path / "data")
+    (video,) = path.glob("videos/*wrist/*/file-001.mp4")
+    without_frame(video, frame)
+    assert f"video '{video}' has no frame at {frame / 15:.3f} s" in refusal(path, contract)
+
+
+def slower(times_s: list[float], share: float) -> list[float]:
+    return [time_s * share for time_s in times_s]
+
+
+def with_a_gap(times_s: list[float]) -> list[float]:
+    """Of two episodes, the second waits a frame before its row 7."""
+    later = FRAMES + 7
+    return times_s[:later] + [time_s + 1 / 15 for time_s in times_s[later:]]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (with_a_gap, "episode 3 of .*: row 7 is 0.533 s after the first; expected 0.467 s"),
+        (lambda t: slower(t, 1.5), "episode 2 of .*: row 1 is 0.100 s .*; expected 0.067 s"),
+        # Every step alone is near enough.
+        (lambda t: slower(t, 1.1), "episode 2 of .*: row 5 is 0.367 s .*; expected 0.333 s"),
+    ],
+    ids=["a gap", "another rate", "a rate a little off"],
+)
+def test_rows_that_are_not_a_frame_apart_are_refused_with_their_episode(
+    tmp_path: Path, contract: Contract, change: Callable[[list[float]], list[float]], said: str
+) -> None:
+    path = write_demonstrations(tmp_path / "data")
+    edited(path, replaced("timestamp", change), SECOND)
+    assert re.search(said, refusal(path, contract))
+
+
+def test_rows_that_are_a_frame_apart_within_the_tolerance_are_read(
+    tmp_path: Path, contract: Contract
+) -> None:
+    path = write_demonstrations(tmp_path / "data")
+
+    def jittered(times_s: list[float]) -> list[float]:
+        return [time_s + (i % 2) * 0.4 / 15 for i, time_s in enumerate(times_s)]
+
+    edited(path, replaced("timestamp", jittered), SECOND)
+    assert len(Demonstrations(path, PICO_PANDA, contract)) == 4
+
+
 @pytest.mark.parametrize("column", [STATE, ACTION])
 def test_nan_is_refused_with_its_row(tmp_path: Path, contract: Contract, column: str) -> None:
     def spoil(rows: list[list[float]]) -> list[list[float]]:
@@ -149,6 +282,17 @@ def test_another_robots_joints_are_refused_by_name(tmp_path: Path, contract: Con
     assert "'observation.state' names ur_joint0" in said and "panda_joint1" in said
 
 
+def test_a_robot_that_is_not_told_joint_positions_is_refused(
+    tmp_path: Path, contract: Contract
+) -> None:
+    path = write_demonstrations(tmp_path / "data")
+    robot = load_embodiment("droid_lerobot")
+    with pytest.raises(EmbodimentError) as refused:
+        Demonstrations(path, robot, replace(contract, fps=15.0))
+    said = "embodiment 'droid_lerobot' has action_space pose_delta; expected joint_position"
+    assert said in str(refused.value)
+
+
 def test_another_number_of_joints_is_refused(tmp_path: Path, contract: Contract) -> None:
     path = write_demonstrations(tmp_path / "data")
     info = json.loads((path / "meta" / "info.json").read_text())
@@ -177,9 +321,7 @@ def test_cameras_that_the_embodiment_looks_for_and_that_are_not_there_are_named(
 
 def test_an_episode_without_an_instruction_is_refused(tmp_path: Path, contract: Contract) -> None:
     path = write_demonstrations(tmp_path / "data")
-    edited(
-        path, replaced("__index_level_0__", lambda tasks: ["", *tasks[1:]]), "meta/tasks.parquet"
-    )
+    edited(path, replaced("__index_level_0__", lambda tasks: ["", *tasks[1:]]), TASKS_FILE)
     said = refusal(path, contract)
     assert "has no instruction at frame 0" in said
 

@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cosmos3_ros.cli import main
 from cosmos3_ros.policy.embodiment import load_embodiment
+from cosmos3_ros.replay.bags import open_bag
 from cosmos3_ros.replay.episode import LeRobotError, load_dataset, load_episodes
-from cosmos3_ros.sim.world import STEPS_PER_FRAME, World
+from cosmos3_ros.sim.world import GRIPPER_JOINT, JOINTS, STEPS_PER_FRAME, World
 from cosmos3_ros.training import episodes as module
 from cosmos3_ros.training.dataset_writer import is_written
 from cosmos3_ros.training.episodes import demonstrations, layout, make_episodes
@@ -97,8 +99,9 @@ def test_demonstrations_are_the_same_every_time_and_of_every_number_of_processes
     for a, b in zip(one, two, strict=True):
         assert a.rows.equals(b.rows)
         for camera in a.dataset.cameras:
-            frames = zip(a.frames(camera), b.frames(camera), strict=True)
-            assert all(np.array_equal(x, y) for x, y in frames)
+            both = (np.stack([*each.frames(camera)]).astype(int) for each in (a, b))
+            difference = np.abs(np.subtract(*both)).max((1, 2, 3))
+            assert not difference.any(), f"episode {a.index}, {camera}: {difference.tolist()}"
     assert one[0].dataset.path.joinpath("meta", "stats.json").is_file()
 
 
@@ -130,20 +133,75 @@ def test_a_killed_run_goes_on_with_what_is_missing(tmp_path: Path) -> None:
     assert not list(out.rglob(".*"))
 
 
+def test_an_empty_folder_is_filled_and_one_that_holds_something_is_left_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    words = ["--episodes", "1", "--processes", "1"]
+    assert main(["make-episodes", str(tmp_path / "empty"), *words]) == 0
+    assert len(load_episodes(load_dataset(tmp_path / "empty"))) == 1
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").touch()
+    assert main(["make-episodes", str(tmp_path / "full"), *words]) == 1
+    assert "exists and is not a data set of 1 episodes" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "full").iterdir()] == ["mine.txt"]
+
+
 def test_another_data_set_in_the_folder_is_refused(tmp_path: Path) -> None:
     make_episodes(tmp_path / "data", 1, seed=0, processes=1)
     with pytest.raises(LeRobotError, match="is not a data set of 1 episodes, seed 1"):
         make_episodes(tmp_path / "data", 1, seed=1, processes=1)
     with pytest.raises(LeRobotError, match="0 episodes by 1 processes"):
         make_episodes(tmp_path / "none", 0, seed=1, processes=1)
+    with pytest.raises(LeRobotError, match="seed -1 of the scenes; expected at least 0"):
+        make_episodes(tmp_path / "none", 1, seed=-1, processes=1)
     assert not (tmp_path / "none").exists()
 
 
-def test_what_lerobot_reads_is_there(tmp_path: Path) -> None:
-    make_episodes(tmp_path / "data", 2, seed=0, processes=1)
-    info = json.loads((tmp_path / "data" / "meta" / "info.json").read_text())
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set of two demonstrations."""
+    path = tmp_path_factory.mktemp("made") / "data"
+    make_episodes(path, 2, seed=0, processes=1)
+    return path
+
+
+def test_what_lerobot_reads_is_there(made: Path) -> None:
+    info = json.loads((made / "meta" / "info.json").read_text())
     assert info["codebase_version"] == "v3.0"
     assert info["total_episodes"] == 2 and info["total_tasks"] == 108
     assert info["features"]["action"]["names"][0] == "panda_joint1"
     assert set(layout(load_embodiment("pico_panda")).tasks) >= {"touch the red cube"}
     assert info["robot_type"] == module.EMBODIMENT
+
+
+def test_what_is_said_in_demonstrations_is_known_before_they_are_made(made: Path) -> None:
+    said = {episode.instructions[0] for episode in load_episodes(load_dataset(made))}
+    assert module.instructions_of(2, seed=0) == sorted(said)
+
+
+def test_a_demonstration_becomes_a_bag_of_what_the_arm_would_publish(
+    made: Path, tmp_path: Path
+) -> None:
+    episode = load_episodes(load_dataset(made))[1]
+    out = tmp_path / "demonstration.mcap"
+    words = [str(made), str(out), "--episode", "1", "--embodiment", "pico_panda"]
+    assert main(["bag-from-lerobot", *words]) == 0
+    with open_bag(out) as bag:
+        found = {topic: [m.decoded() for m in bag.messages([topic])] for topic in bag.topics}
+    assert found.keys() == {
+        "/camera/exterior/image",
+        "/camera/wrist/image",
+        "/instruction",
+        "/joint_states",
+        "/recorded_action",
+    }
+    assert [message.data for message in found["/instruction"]] == [episode.instructions[0]]
+    measured = found["/joint_states"]
+    assert len(measured) == len(episode.rows)
+    assert list(measured[0].name) == [*JOINTS, GRIPPER_JOINT]
+    state = episode.numbers("observation.state")
+    gripper = load_embodiment("pico_panda").gripper
+    assert gripper is not None
+    expected = [*state[5, :7], gripper.joint_position(state[5, 7])]
+    np.testing.assert_allclose(measured[5].position, expected, atol=1e-6)

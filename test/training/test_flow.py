@@ -9,7 +9,7 @@ import pytest
 import torch
 from training_parts import PICO_PANDA, small_recipe
 
-from cosmos3_ros.engine.export import make_contract
+from cosmos3_ros.engine.export_contract import make_contract
 from cosmos3_ros.engine.export_model import Components, chatml
 from cosmos3_ros.engine.export_reference import Start, stock_sampler, stock_velocity
 from cosmos3_ros.engine.session import Contract
@@ -113,6 +113,7 @@ def test_samples_are_those_of_diffusers_scheduler(parts: Parts) -> None:
         rows=padded(torch.randn_like(batch.rows)[0], contract),
         clean_rows=padded(batch.rows[0], contract),
         noisy_rows=batch.noisy_rows[0].numpy(),
+        held_rows=np.zeros((contract.rows, 1), np.float32),
     )
 
     def velocity(

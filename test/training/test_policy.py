@@ -11,13 +11,21 @@ import torch
 from diffusers import Cosmos3OmniTransformer
 from training_parts import PICO_PANDA, small_recipe
 
-from cosmos3_ros.engine.export import make_contract
+from cosmos3_ros.engine.export_contract import make_contract
 from cosmos3_ros.engine.export_model import chatml
 from cosmos3_ros.engine.session import Contract
 from cosmos3_ros.export_command import body_of
 from cosmos3_ros.training.captions import train_tokenizer
-from cosmos3_ros.training.flow import Texts, make_texts
-from cosmos3_ros.training.policy import Clips, _Draw, _draw_shares, new_transformer, train_policy
+from cosmos3_ros.training.flow import Flow, Texts, make_texts
+from cosmos3_ros.training.policy import (
+    Clips,
+    _Draw,
+    _draw_shares,
+    _with_weights,
+    new_transformer,
+    train_policy,
+    validate,
+)
 from cosmos3_ros.training.run import components_of, new_vae
 from cosmos3_ros.training.runs import Stage, read_curve
 from cosmos3_ros.training.settings import PolicySettings, training_settings
@@ -132,6 +140,45 @@ def test_training_lowers_the_errors_on_what_it_was_shown(
     assert curve[11]["row_error"] < curve[5]["row_error"]
 
 
+def test_other_weights_are_judged_and_its_own_are_back_afterwards(
+    tmp_path: Path, transformer: Cosmos3OmniTransformer, contract: Contract, texts: Texts
+) -> None:
+    flow, shown = Flow(transformer, contract), clips(contract)
+    own = {name: tensor.clone() for name, tensor in transformer.state_dict().items()}
+    other = fresh(tmp_path, seed=5)
+
+    def judge() -> dict[str, float]:
+        return validate(flow, texts, shown, contract)
+
+    def fail() -> dict[str, float]:
+        raise KeyboardInterrupt
+
+    before = judge()
+    assert judge() == before, "the noise is the same at every call"
+    judged = _with_weights(flow, other.state_dict(), judge)
+    assert judged != before
+    assert judged == validate(Flow(other, contract), texts, shown, contract)
+    with pytest.raises(KeyboardInterrupt):
+        _with_weights(flow, other.state_dict(), fail)
+    for name, tensor in transformer.state_dict().items():
+        torch.testing.assert_close(tensor, own[name], atol=0, rtol=0, msg=name)
+    assert judge() == before
+
+
+@pytest.mark.parametrize("state_row", [True, False])
+def test_every_row_that_is_sampled_is_judged_and_no_other(
+    transformer: Cosmos3OmniTransformer, contract: Contract, state_row: bool
+) -> None:
+    other = replace(contract, state_row=state_row)
+    texts = make_texts(SAID, PICO_PANDA, other, train_tokenizer(SAID, 400))
+    flow, shown = Flow(transformer, other), clips(other)
+    usual = validate(flow, texts, shown, other)["row_error"]
+    shown.rows[:, 0] += 1000
+    # The first row is the state's, which is given, or an action's, which is far off then.
+    far_off = validate(flow, texts, shown, other)["row_error"] > usual + 1000 / other.rows / 2
+    assert far_off != state_row
+
+
 def test_a_batch_pairs_every_clip_with_its_own_caption(
     contract: Contract, texts: Texts, settings: PolicySettings
 ) -> None:
@@ -167,17 +214,24 @@ def test_half_of_the_clips_have_committed_rows_and_all_a_state_that_is_not_quite
     torch.testing.assert_close(batch.rows[:, 1:], shown.rows[clip, 1:])
 
 
-def test_half_of_what_shows_no_committed_rows_begins_as_nothing_but_noise(
+def test_clips_with_committed_rows_and_without_begin_as_pure_noise_by_a_share_of_their_own(
     contract: Contract, texts: Texts, settings: PolicySettings
 ) -> None:
-    chosen = replace(settings, batch=400, prefix_share=0.5, pure_noise_share=0.5)
-    batch, _ = _Draw(clips(contract), texts, contract, chosen)(np.random.default_rng(0))
-    share = _draw_shares(np.random.default_rng(1), batch, contract, chosen)
-    committed = batch.noisy_rows[:, 1, 0] == 0
-    assert (share[committed] < 1).all()
-    assert 0.4 < (share[~committed] == 1).float().mean() < 0.6
-    # Without those, the batch is spread evenly from 0 to 1.
-    even = _draw_shares(
-        np.random.default_rng(1), batch, contract, replace(chosen, pure_noise_share=0.0)
+    chosen = replace(
+        settings,
+        batch=1000,
+        prefix_share=0.5,
+        pure_noise_share=0.6,
+        committed_pure_noise_share=0.2,
     )
-    np.testing.assert_allclose(np.sort(even), (np.arange(400) + 0.5) / 400, atol=0.5 / 400 + 1e-6)
+    random = np.random.default_rng(0)
+    batch, _ = _Draw(clips(contract), texts, contract, chosen)(random)
+    begins = _draw_shares(random, batch, contract, chosen) == 1
+    committed = batch.noisy_rows[:, 1, 0] == 0
+    assert begins[~committed].float().mean() == pytest.approx(0.6, abs=0.07)
+    assert begins[committed].float().mean() == pytest.approx(0.2, abs=0.06)
+    # Without those, the batch is spread evenly from 0 to 1.
+    none = replace(chosen, pure_noise_share=0.0, committed_pure_noise_share=0.0)
+    even = _draw_shares(random, batch, contract, none)
+    middles = (np.arange(1000) + 0.5) / 1000
+    np.testing.assert_allclose(np.sort(even), middles, atol=0.5 / 1000 + 1e-6)

@@ -103,6 +103,15 @@ def test_a_training_that_was_stopped_ends_where_it_would_have_ended(
         torch.testing.assert_close(fresh.state_dict()[name], tensor, atol=0, rtol=0, msg=name)
 
 
+def test_chunks_shorter_than_a_short_clip_are_trained_on(recipe: Recipe, tmp_path: Path) -> None:
+    vae = new_vae(recipe, 0)
+    before = {name: tensor.clone() for name, tensor in vae.state_dict().items()}
+    films_of_six = [film[:6] for film in films()]
+    stage = Stage(tmp_path, "vae")
+    train_vae(stage, vae, lambda: films_of_six, 5, SETTINGS, seed=0, compiled=False)
+    assert any((tensor != before[name]).any() for name, tensor in vae.state_dict().items())
+
+
 def test_the_decoder_alone_leaves_the_latents_as_they_are(recipe: Recipe, tmp_path: Path) -> None:
     vae = new_vae(recipe, 0)
     trained(vae, tmp_path / "run", replace(SETTINGS, decoder_steps=0))
