@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -42,6 +43,11 @@ __all__ = [
     "tiny_in_parts",
     "tiny_nvfp4",
 ]
+
+# A run repeats the one before it; `--hypothesis-profile search` tries other examples each time.
+settings.register_profile("search")
+settings.register_profile("repeat", derandomize=True)
+settings.load_profile("repeat")
 
 # Rooms whose tests start ROS in this process; the others start it in processes that are told how.
 ROS_ROOMS = ("launch", "nodes", "sim")

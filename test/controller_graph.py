@@ -67,7 +67,10 @@ class Graph:
         self.policy_status = self.robot.create_publisher(PolicyStatus, "status", latched)
         self.states: list[ControllerStatus] = []
         self.robot.create_subscription(
-            ControllerStatus, "controller_status", self.states.append, latched
+            ControllerStatus,
+            "controller_status",
+            self.states.append,
+            qos_profile("reliable", 100, transient_local=True),
         )
         self.commands: list[Any] = []
         self.diagnostics: list[DiagnosticStatus] = []

@@ -289,7 +289,8 @@ class Controller:
         self._ticked = moment
         passed_s = self._passed_s(previous, moment)
         dt_s = min(passed_s, MAX_STEP_S)
-        if passed_s > MAX_STEP_S or (cause is not None and cause.reason is Reason.OVERRUN):
+        late = cause is not None and cause.reason is Reason.OVERRUN and not self._simulated_time
+        if late or passed_s > MAX_STEP_S:
             # The arm has long reached the last command, and rests there.
             self._motion, anew = self._limits.at_rest(self._motion.position), True
         if self._path is None or self.state is not State.TRACKING:

@@ -50,6 +50,8 @@ LOG_PERIOD_S = 1.0
 _REPORT_PERIOD_S = 0.02
 # How often the gripper's action may get a goal.
 _GRIPPER_PERIOD_S = 0.05
+# Of these a reader that is behind, or comes later, gets as many as it asks for.
+_KEPT_TRANSITIONS = 10
 # A node that is deactivated holds until the robot rests: so much longer than that can take.
 _REST_SLACK_S = 0.5
 # Points of a trajectory that holds all that is to come are at least so far apart.
@@ -113,9 +115,10 @@ class ControllerNode(ManagedNode):
         self._commands = [
             self.own_publisher(interface.message_type, topic, qos) for topic in topics
         ]
-        latched = qos_profile("reliable", 1, transient_local=True)
+        # Transitions may follow each other faster than a reader takes them: none is to be lost.
+        kept = qos_profile("reliable", _KEPT_TRANSITIONS, transient_local=True)
         self._status = self.own_publisher(
-            ControllerStatus, "controller_status", latched, inactive_too=True
+            ControllerStatus, "controller_status", kept, inactive_too=True
         )
         self._diagnostics = self.own_publisher(
             DiagnosticArray, "/diagnostics", qos_profile("reliable", 10)

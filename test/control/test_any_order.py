@@ -118,7 +118,7 @@ class Trial:
         self.moment = Moment(START_NS, 5 * NS_PER_S)
         self.position = body.home
         self.found: list[np.ndarray] = []  # where it was measured since the last tick, and before
-        self.velocity = np.zeros(body.limits.space.step_width)
+        self.velocities = [np.zeros(body.limits.space.step_width)]  # one of them it has
         self.unseen_s = 0.0  # steps too short to see a velocity in
         self.ticked: Moment | None = None
         self.shown: Moment | None = None
@@ -284,9 +284,9 @@ class Trial:
         moved = limits.space.difference(position, self.position)
         paused = passed_ns > MAX_STEP_S * NS_PER_S or (cause and cause.reason is Reason.OVERRUN)
         # An arm that may have been moved sets off from rest, or went on as it was.
-        began = [] if paused else [self.velocity]
+        began = [] if paused else self.velocities
         if paused or self.may_be_moved:
-            began.append(np.zeros_like(moved))
+            began = [*began, np.zeros_like(moved)]
         seen = dt_s > 1e-4
         velocity = moved / max(dt_s, 1e-4)
         change = (
@@ -295,19 +295,17 @@ class Trial:
         goes_on = np.all(np.abs(moved) <= limits.velocity * dt_s + 1e-9) and (
             not seen or any(np.all(np.abs(velocity - start) <= change) for start in began)
         )
-        if not goes_on and self.may_be_moved:
+        possible = [velocity] if goes_on else []
+        if self.may_be_moved:
             # Somebody else has put the arm elsewhere while nobody looked: it sets off from there.
             follows = limits.space.of_step(~self.body.following.held)
             reach = np.where(follows, limits.velocity * dt_s + 1e-9, np.inf)
             apart = [limits.space.difference(position, found) for found in self.found]
             near = [step for step in apart if np.all(np.abs(step) <= reach)]
-            assert near
-            self.velocity = np.where(follows & seen, near[-1] / max(dt_s, 1e-4), 0.0)
-            self.unseen_s = 0.0 if seen else dt_s
-            return
-        assert goes_on
-        if seen:
-            self.velocity, self.unseen_s = velocity, 0.0
+            possible += [np.where(follows & seen, step / max(dt_s, 1e-4), 0.0) for step in near]
+        assert possible
+        if seen or not goes_on:
+            self.velocities, self.unseen_s = possible, 0.0 if seen else dt_s
         else:
             self.unseen_s += dt_s
 

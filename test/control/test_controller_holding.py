@@ -288,6 +288,33 @@ def test_simulated_time_is_the_robots_own() -> None:
     assert reached[-1] == pytest.approx(1.0, abs=0.01)
 
 
+def test_a_pause_of_which_simulated_time_saw_little_ends_within_the_limits() -> None:
+    controller = Controller(
+        LIMITS, Following(HYSTERESIS, JUMP, STAYS), TIMEOUTS, simulated_time=True
+    )
+    moment, at, stamps_ns = Moment(START_NS, 5 * NS_PER_S), [], []
+    controller.measure(HOME, START_NS, moment)
+    controller.tick(moment)
+    rows = np.column_stack((0.5 + np.arange(1, 11) / 10, np.zeros(10)))
+    controller.accept(Chunk(1, START_NS, 10.0, rows, START_NS, planner=1), moment)
+    for tick in range(1, 30):
+        # A machine that is busy: the loop pauses, and the simulator does not get far either.
+        paused = tick == 15
+        moment = Moment(
+            moment.now_ns + (2 if paused else 1) * PERIOD_NS,
+            moment.steady_ns + (10 if paused else 1) * PERIOD_NS,
+        )
+        controller.measure(HOME if not at else np.array([at[-1], 0.0]), moment.now_ns, moment)
+        command = controller.tick(moment)
+        assert command is not None
+        assert (command.state is State.HOLDING) == paused
+        at.append(float(command.positions[0]))
+        stamps_ns.append(moment.now_ns)
+    passed_s = np.diff(stamps_ns) / NS_PER_S
+    velocity = np.diff(at) / passed_s
+    assert np.all(np.abs(np.diff(velocity)) <= 20.0 * passed_s[1:] + 1e-9)
+
+
 def test_a_process_that_was_stopped_for_seconds_has_paused_and_its_clock_has_not_jumped() -> None:
     arm = Arm()
     arm.tick()

@@ -93,7 +93,9 @@ def test_rows_that_end_are_held_to_the_last_value(graph: Maker) -> None:
     assert (values["state"], values["reason"]) == ("holding", "chunk_ended")
     assert values["holds"] == "1"
     assert g.until(lambda: len(g.commands) > 20)
-    assert first_joint(g.commands) == pytest.approx([SPEED * 0.6] * len(g.commands))
+    assert len(set(first_joint(g.commands))) == 1
+    # A loop that is late, on a busy machine, holds before it has come to it altogether.
+    assert first_joint(g.commands)[0] == pytest.approx(SPEED * 0.6, abs=0.02)
 
 
 def test_joint_states_that_stop_end_in_a_hold_that_keeps_speaking(graph: Maker) -> None:
