@@ -162,7 +162,7 @@ def write_recording(path: Path, seconds: int = 6) -> Path:
                 rejected_chunks=i, command_rate_hz="49.980", command_jitter_p50_ms="0.012",
                 command_jitter_p99_ms="1.500", command_jitter_max_ms="nan",
                 wake_up_p50_ms="0.061", execution_p99_ms="0.830", periods=50 * i, missed_periods=2,
-                frame_to_command_p99_ms="17.500", transitions=9, saturated=3,
+                early_commands=12, frame_to_command_p99_ms="17.500", transitions=9, saturated=3,
                 holds_chunk_ended=int(i >= 3), holds_overrun=0,
             )  # fmt: skip
             bag.write("/diagnostics", log(stamp), raw)

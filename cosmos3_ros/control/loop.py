@@ -9,13 +9,17 @@ from collections.abc import Callable
 from cosmos3_ros.control.realtime import Scheduling
 from cosmos3_ros.control.statistics import LoopStatistics
 
+# Work that begins nearer to a deadline than it takes would make the loop late for it.
+_WORK_NS = 1_000_000
+
 
 class DeadlineLoop:
     """Calls ``work`` every period, at deadlines that do not drift with how long work takes.
 
     A period that passes before the thread wakes, or while work takes too long, is missed: counted,
-    and not made up for. Between two deadlines it can be told to work once more, at once. What
-    ``work`` raises goes to ``failed``, and the loop goes on: falling silent is not stopping.
+    and not made up for. Between two deadlines it can be told to work once more, at once; shortly
+    before a deadline, with it. What ``work`` raises goes to ``failed``, and the loop goes on:
+    falling silent is not stopping.
     """
 
     def __init__(
@@ -60,7 +64,8 @@ class DeadlineLoop:
         due_ns = time.monotonic_ns() + self._period_ns
         while not self._ending:
             # On Linux both are absolute waits on the monotonic clock.
-            if self._nothing_early.acquire(timeout=_seconds_until(due_ns)):
+            room_s = _seconds_until(due_ns - _WORK_NS)
+            if room_s > 0 and self._nothing_early.acquire(timeout=room_s):
                 woken_ns = time.monotonic_ns()
                 self._work_once()
                 self.statistics.add_early(woken_ns, time.monotonic_ns())

@@ -35,13 +35,15 @@ class Jitter:
 @dataclass(frozen=True)
 class Loop:
     """The controller's loop: ``wake_up_ms`` from deadline to wake-up, ``execution_ms`` of its work,
-    ``missed_periods`` of ``periods``; ``frame_to_command_ms`` from a picture's stamp to the first
-    command of its plan, without the planning."""
+    ``missed_periods`` of ``periods``, and ``early_commands`` beside them, of chunks that had just
+    come; ``frame_to_command_ms`` from a picture's stamp to the first command of its plan, without
+    the planning."""
 
     wake_up_ms: Jitter
     execution_ms: Jitter
     periods: int
     missed_periods: int
+    early_commands: int
     frame_to_command_ms: Jitter
 
 
@@ -130,6 +132,7 @@ def summary_of(bag: Bag) -> Summary:
             execution_ms=_jitter(last, "execution"),
             periods=int(last.get("periods", 0)),
             missed_periods=int(last.get("missed_periods", 0)),
+            early_commands=int(last.get("early_commands", 0)),
             frame_to_command_ms=_jitter(last, "frame_to_command"),
         ),
         seams=seams_of(bag, command_topics(bag)),

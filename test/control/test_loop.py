@@ -29,6 +29,7 @@ class Run:
         scheduling: Scheduling = ORDINARY,
         meanwhile: Callable[[], object] = lambda: None,
         early: Callable[[DeadlineLoop], object] = lambda loop: None,
+        period_s: float = PERIOD_S,
     ) -> None:
         self.moments: list[float] = []
         self.errors: list[Exception] = []
@@ -40,7 +41,7 @@ class Run:
             self.threads.add(threading.current_thread().name)
             work(len(self.moments))
 
-        loop = DeadlineLoop(PERIOD_S, step, self.errors.append, scheduling, self.warnings.append)
+        loop = DeadlineLoop(period_s, step, self.errors.append, scheduling, self.warnings.append)
         loop.start()
         time.sleep(seconds / 2)
         meanwhile()
@@ -109,15 +110,21 @@ def test_told_to_advance_it_works_at_once_and_keeps_its_deadlines() -> None:
     assert regular - 1 == pytest.approx(periods_in(run), abs=1)
 
 
-def test_however_often_it_is_told_to_advance_there_is_one_more_run_a_period() -> None:
-    def ask_all_the_time(loop: DeadlineLoop) -> None:
-        end_s = time.monotonic() + 1.0
-        while time.monotonic() < end_s:
-            loop.advance()
-            time.sleep(PERIOD_S / 40)
+def ask_all_the_time(loop: DeadlineLoop) -> None:
+    end_s = time.monotonic() + 1.0
+    while time.monotonic() < end_s:
+        loop.advance()
+        time.sleep(PERIOD_S / 40)
 
+
+def test_however_often_it_is_told_to_advance_there_is_one_more_run_a_period() -> None:
     run = Run(lambda _: None, 0.1, early=ask_all_the_time)
     assert 20 < run.statistics.early <= run.statistics.periods
+
+
+def test_shortly_before_a_deadline_it_works_with_it_and_is_not_late_for_it() -> None:
+    run = Run(lambda _: None, 0.1, early=ask_all_the_time, period_s=0.001)
+    assert run.statistics.early == 0 and run.statistics.periods > 100
 
 
 def test_an_error_is_told_and_the_loop_goes_on() -> None:

@@ -29,7 +29,7 @@ def test_every_figure_comes_from_the_message_that_knows_it(recording: Path, tmp_
     assert summary.fault == ""
     loop = summary.loop
     assert (loop.wake_up_ms.p50, loop.execution_ms.p99) == (0.061, 0.83)
-    assert (loop.periods, loop.missed_periods) == (300, 2)
+    assert (loop.periods, loop.missed_periods, loop.early_commands) == (300, 2, 12)
     assert loop.frame_to_command_ms.p99 == 17.5
     assert (summary.transitions, summary.saturated) == (9, 3)
     assert summary.holds_by_reason == {"chunk_ended": 1}
