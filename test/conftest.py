@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -45,8 +45,9 @@ __all__ = [
 ]
 
 # A run repeats the one before it; `--hypothesis-profile search` tries other examples each time.
-settings.register_profile("search")
-settings.register_profile("repeat", derandomize=True)
+_patient = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("search", **_patient)
+settings.register_profile("repeat", derandomize=True, **_patient)
 settings.load_profile("repeat")
 
 # Rooms whose tests start ROS in this process; the others start it in processes that are told how.

@@ -34,6 +34,7 @@ ARM = [f"panda_joint{i}" for i in range(1, 8)]
 FINGER = "panda_finger_joint1"
 HOME = np.array([0.0, 0.3, 0.0, -2.3, 0.0, 2.6, 0.8, 0.0])  # channels; the gripper open
 SPEED = 0.5  # rad/s of the first joint in a ramp, well inside its limit
+_PATIENT = {"overrun_timeout_s": 10.0, "joint_timeout_s": 1.0}
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 
 
@@ -49,7 +50,8 @@ class Graph:
     """The controller node and, on the same domain, a robot and a planner that the test plays."""
 
     def __init__(self, context: Context, **parameters: Any) -> None:
-        given = {"embodiment": "sim_panda", **parameters}
+        # A stall of a busy machine is not what these tests look at.
+        given = {"embodiment": "sim_panda", **_PATIENT, **parameters}
         self.node = ControllerNode(
             context=context,
             parameter_overrides=[Parameter(name, value=value) for name, value in given.items()],
@@ -84,9 +86,11 @@ class Graph:
         self.position = HOME.copy()
         self.measuring = self.obeying = True
         self.now_ns: int | None = None  # None: the system's clock; else simulated, 5 ms a step
+        self.steps = 0
         self.robot.create_timer(0.005, self._step)
 
     def _step(self) -> None:
+        self.steps += 1
         if self.now_ns is not None:
             self.now_ns += 5_000_000
             self.clock.publish(Clock(clock=time_message(self.now_ns)))
@@ -110,7 +114,10 @@ class Graph:
         return time.time_ns() if self.now_ns is None else self.now_ns
 
     def spin(self, seconds: float) -> None:
+        """For so long, and on a machine that stalls until the robot has done its part, too."""
+        before, least = self.steps, seconds / 0.02
         self.until(lambda: False, seconds)
+        assert self.until(lambda: self.steps - before >= least)
 
     def until(self, condition: Callable[[], bool], seconds: float = 10.0) -> bool:
         end = time.monotonic() + seconds

@@ -66,7 +66,7 @@ class World:
     def transition(self, name: str) -> TransitionCallbackReturn:
         """Drive a transition on the executor's thread, as the lifecycle services do."""
         future = self.executor.create_task(getattr(self.policy, f"trigger_{name}"))
-        self.until(future.done, f"{name} has ended")
+        self.until(future.done, f"{name} has ended", 240.0)
         return future.result()
 
     def activate(self) -> None:
@@ -95,7 +95,7 @@ class World:
         self.images.publish(image)
         return stamp
 
-    def until(self, done: Callable[[], bool], what: str, timeout_s: float = 20.0) -> None:
+    def until(self, done: Callable[[], bool], what: str, timeout_s: float = 60.0) -> None:
         end = time.monotonic() + timeout_s
         while not done():
             assert time.monotonic() < end, f"waited {timeout_s} s until {what}"
@@ -105,9 +105,9 @@ class World:
         self, done: Callable[[], bool], what: str, send: Callable[[], Any] | None = None
     ) -> None:
         """Send observations at about 15 Hz until something has happened."""
-        end = time.monotonic() + 20.0
+        end = time.monotonic() + 60.0
         while not done():
-            assert time.monotonic() < end, f"sent 20 s of observations until {what}"
+            assert time.monotonic() < end, f"sent 60 s of observations until {what}"
             (send or self.send)()
             time.sleep(0.06)
 

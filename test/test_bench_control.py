@@ -13,7 +13,6 @@ from cosmos3_ros import bench
 from cosmos3_ros.bench_control import CASES
 
 
-@pytest.mark.timeout(180)
 def test_every_case_of_a_rate_is_measured(tmp_path: Path) -> None:
     out = tmp_path / "control.json"
     assert bench.main(["control", "--seconds", "4", "--rate", "50", "--out", str(out)]) == 0

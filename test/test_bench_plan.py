@@ -22,7 +22,7 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     recipe.write_text(f"name: short\nextends: {base}\nchunk: 8\nsampler: {{steps: 2}}\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bench_plan, "CASES", {"plan_tiny": str(recipe)})
-        assert bench.main(["plan", "--repeats", "1", "--threads", "2", "--out", str(out)]) == 0
+        assert bench.main(["plan", "--repeats", "3", "--threads", "2", "--out", str(out)]) == 0
     found: dict[str, Any] = json.loads(out.read_text())["plan_tiny"]
     return found
 
@@ -40,8 +40,9 @@ def test_ratios_are_those_of_the_medians(result: dict[str, Any]) -> None:
 
 
 def test_the_parts_of_a_plan_cost_less_than_the_whole(result: dict[str, Any]) -> None:
-    assert result["floor_ms"]["median"] < result["action_ms"]["median"]
-    assert result["reference_latent_ms"]["median"] < result["reference_ms"]["median"]
+    least = {key: value["min"] for key, value in result.items() if key.endswith("_ms")}
+    assert least["floor_ms"] < least["action_ms"]
+    assert least["reference_latent_ms"] < least["reference_ms"]
     assert result["forwards"] == 4
     shares = result["graph_share"]
     assert set(shares) == {"text", "image", "denoise", "step", "host"}
@@ -60,11 +61,11 @@ def test_the_arithmetic_of_the_reference_counts_its_video_and_its_text(
 
 def test_the_policy_that_ships_is_measured_without_a_reference(tmp_path: Path) -> None:
     out = tmp_path / "bench_plan.json"
-    words = ["--case", "plan_pico", "--repeats", "2", "--threads", "1", "--out", str(out)]
+    words = ["--case", "plan_pico", "--repeats", "5", "--threads", "1", "--out", str(out)]
     assert bench.main(["plan", *words]) == 0
     found = json.loads(out.read_text())["plan_pico"]
     assert found["forwards"] == 4 and found["threads"] == 1
-    assert 0 < found["floor_ms"]["median"] < found["action_ms"]["median"]
+    assert 0 < found["floor_ms"]["min"] < found["action_ms"]["min"]
     assert not [key for key in found if "reference" in key or key in ("ratio", "predicted")]
     assert "over_floor" in bench_plan.table({"plan_pico": found})
 

@@ -204,7 +204,7 @@ def test_continuous_integration_runs_the_tests() -> None:
     assert "./run test" in script.read_text()
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1200)
 def test_colcon_installs_executables_that_start(workspace: Path) -> None:
     folder = workspace / "install" / "cosmos3_ros" / "lib" / "cosmos3_ros"
     assert {path.name for path in folder.iterdir()} == EXECUTABLES
@@ -217,7 +217,7 @@ def test_colcon_installs_executables_that_start(workspace: Path) -> None:
     in_workspace(workspace, f"{start}:=sim_panda")
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1200)
 def test_colcon_installs_modules_messages_and_share_as_one_package(workspace: Path) -> None:
     code = """
 import cosmos3_ros.policy, sys
@@ -235,7 +235,7 @@ print(ActionChunk().plan_id, *embodiment_names())
     assert "bag-from-lerobot" in out
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1200)
 def test_wheel_holds_modules_messages_executables_and_share(
     workspace: Path, tmp_path: Path
 ) -> None:

@@ -92,8 +92,7 @@ class Counts:
 class Controller:
     """What the arm is told at each tick of a control loop.
 
-    ``state`` and ``cause`` (None while tracking) say what it does; ``plan_id`` which chunk is in
-    force, 0 without one.
+    ``state`` and ``cause`` (None while tracking) say what it does.
     """
 
     def __init__(
@@ -139,7 +138,9 @@ class Controller:
 
     @property
     def plan_id(self) -> int:
-        return 0 if self._chunk is None else self._chunk.plan_id
+        """Of the chunk in force, or that is from the next tick on; 0 without one."""
+        chunk = self._pending or self._chunk
+        return 0 if chunk is None else chunk.plan_id
 
     @property
     def planner(self) -> int | None:
@@ -296,7 +297,7 @@ class Controller:
         if self._path is None or self.state is not State.TRACKING:
             self._motion = self._steps.towards_rest(self._motion, dt_s)
             self._commanded.add(moment.now_ns, self._motion.position)
-            return Command(self._motion.position, self._motion.position, self.state, began, anew)
+            return Command(self._motion.position, self._motion.position, self.state, None, anew)
         target = self._path.at(moment.now_ns)
         wanted = self._kept = self._steps.where_held(self._kept, target.position)
         self._motion = self._limits.step(wanted, target.velocity, self._motion, dt_s)
@@ -396,6 +397,8 @@ class Controller:
     def _follow_planner(self, planner: int) -> None:
         self._planner, self._ended, self._planner_lacks = planner, None, ""
         self._newest_plan_id = 0
+        # A sign of life of this one says nothing of what another one planned.
+        self._forget_chunks()
 
     def _forget_chunks(self) -> None:
         self._chunk = self._path = self._pending = None

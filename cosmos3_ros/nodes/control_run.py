@@ -13,9 +13,19 @@ from cosmos3_ros.control.chunk import Refusal
 from cosmos3_ros.control.controller import Controller, State
 from cosmos3_ros.control.loop import DeadlineLoop
 from cosmos3_ros.control.statistics import Histogram
-from cosmos3_ros.control.watchdog import Moment, Reason
+from cosmos3_ros.control.watchdog import Cause, Moment, Reason
 from cosmos3_ros.msg import ActionChunk
 from cosmos3_ros.nodes.measured import Measured
+
+# The reason of a controller that follows a chunk.
+FOLLOWING = "following"
+
+
+def said(cause: Cause | None, plan_id: int) -> tuple[str, str]:
+    """Reason and sentence of a status: of a hold its cause, else which plan is followed."""
+    if cause is None:
+        return FOLLOWING, f"plan {plan_id} is followed"
+    return str(cause.reason), cause.text
 
 
 class ControlRun:
@@ -76,7 +86,8 @@ class ControlRun:
         """
         with self.lock:
             state, cause = self.controller.state, self.controller.cause
-        reason, detail = (str(cause.reason), cause.text) if cause else ("", "")
+            plan_id = self.controller.plan_id
+        reason, detail = said(cause, plan_id)
         if reason == Reason.NO_JOINTS:
             missing = self.reader.missing
             if now_ns == 0:

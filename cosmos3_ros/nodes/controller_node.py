@@ -30,7 +30,7 @@ from cosmos3_ros.control.watchdog import Moment
 from cosmos3_ros.msg import ActionChunk, ControllerStatus, PolicyStatus
 from cosmos3_ros.nodes.chunks import chunk_from_message, time_message
 from cosmos3_ros.nodes.commands import CommandInterface, Target, command_topics, interface_for
-from cosmos3_ros.nodes.control_run import ControlRun
+from cosmos3_ros.nodes.control_run import ControlRun, said
 from cosmos3_ros.nodes.controller_parameters import ControllerParameters
 from cosmos3_ros.nodes.description import objections
 from cosmos3_ros.nodes.forecaster import Forecaster
@@ -80,6 +80,8 @@ class ControllerNode(ManagedNode):
         self._limits: Limits
         self._run: ControlRun | None = None
         self._latched = ""  # why ~/stop holds, until ~/resume
+        self._simulated_time = False
+        self._clock_stands_since_ns: int | None = None  # steady
 
     def configure(self) -> None:
         parameters = self._settings = self._declared.read()
@@ -154,9 +156,10 @@ class ControllerNode(ManagedNode):
             self._scheduling,
             self.get_logger().warning,
         )
-        simulated = bool(self.get_parameter("use_sim_time").value)
+        self._simulated_time = bool(self.get_parameter("use_sim_time").value)
+        self._clock_stands_since_ns = None
         controller = Controller(
-            self._limits, following, parameters.timeouts, simulated_time=simulated
+            self._limits, following, parameters.timeouts, simulated_time=self._simulated_time
         )
         if self._latched:
             controller.stop(self._latched)
@@ -223,6 +226,8 @@ class ControllerNode(ManagedNode):
         """Hold, then silence: the last command is one of a robot at rest."""
         run = self._running()
         with run.lock:
+            # Simulated time is a message, and none is taken while this waits.
+            self._clock_stands_since_ns = time.monotonic_ns()
             run.controller.stop("the node is being deactivated")
         end_s = time.monotonic() + run.controller.to_rest_s + _REST_SLACK_S
         while not run.rests and time.monotonic() < end_s:
@@ -234,7 +239,7 @@ class ControllerNode(ManagedNode):
         rest = self._target.space.rest
         if run.wanted is not None and not np.isnan(rest).all():
             last = np.where(np.isnan(rest), run.wanted, rest)
-            self._send(last, time_message(self.now_ns()))
+            self._send(last, time_message(self._moment().now_ns))
 
     def _tick(self) -> None:
         """On the control loop's thread."""
@@ -242,7 +247,7 @@ class ControllerNode(ManagedNode):
         with run.lock:
             moment = self._moment()
             # With use_sim_time the clock shows 0 until the first /clock arrives.
-            if moment.now_ns == 0:
+            if moment.now_ns == 0 and run.wanted is None:
                 run.rests = True  # nothing was ever commanded
                 return
             command = run.controller.tick(moment)
@@ -426,16 +431,14 @@ class ControllerNode(ManagedNode):
         with run.lock:
             transitions = run.controller.take_transitions()
         for transition in transitions:
-            cause = transition.cause
             self._publish_transition(transition)
-            if cause is None:
+            if transition.cause is None:
                 self.get_logger().info(f"tracking plan {transition.plan_id}")
             else:
-                self.get_logger().warning(f"{transition.state}: {cause.text}")
+                self.get_logger().warning(f"{transition.state}: {transition.cause.text}")
 
     def _publish_transition(self, transition: Transition) -> None:
-        cause = transition.cause
-        reason, detail = (cause.reason, cause.text) if cause else ("", "")
+        reason, detail = said(transition.cause, transition.plan_id)
         self._publish_status(_STATES[transition.state], reason, detail, transition.plan_id)
 
     def _publish_status(self, state: int, reason: str, detail: str, plan_id: int = 0) -> None:
@@ -495,7 +498,10 @@ class ControllerNode(ManagedNode):
 
     def _moment(self) -> Moment:
         """Asked for under the lock: between two threads an older one would be a jump back."""
-        return Moment(self.now_ns(), time.monotonic_ns())
+        now_ns, steady_ns = self.now_ns(), time.monotonic_ns()
+        if self._clock_stands_since_ns is not None and self._simulated_time and now_ns > 0:
+            now_ns += steady_ns - self._clock_stands_since_ns
+        return Moment(now_ns, steady_ns)
 
     def _running(self) -> ControlRun:
         assert self._run is not None, "called while the node is not active"

@@ -109,7 +109,7 @@ class ControllerParameters:
         maximum=10.0,
     )
     overrun_timeout_s: float = parameter(
-        0.1, "The control loop paused for so long: hold, and set off from rest.", "s",
+        0.1, "The control loop paused for so long: hold; a robot in real time then sets off from rest.", "s",
         minimum=0.001, maximum=10.0,
     )  # fmt: skip
     clock_jump_s: float = parameter(

@@ -98,6 +98,7 @@ class Planner(Worker):
         self._last_stamp: int | None = None
         self._due = 0.0  # no plan before this time of the monotonic clock [s]
         self._free_ns = 0  # when the engine had done its last work, by the node's clock
+        self._engine_s = 0.0  # how long that took
         self._fault, self._waiting = "", "no instruction has arrived"
         self._plans = self._observations = 0
         self._latencies: deque[float] = deque(maxlen=LATENCIES_KEPT)
@@ -217,7 +218,9 @@ class Planner(Worker):
             observation = replace(observation, state=ahead.state)
         poses = observation.poses
         known = self._in_model_rows(committed, poses)
+        # While it waited, the engine worked on the plan before for no longer than it took.
         waited_s = max(self._free_ns - stamped.stamp_ns, 0) / NS_PER_S
+        waited_s = min(waited_s, self._engine_s)
         try:
             noise = draw_noise(contract, self._rng)
             plan = self._policy.plan(observation, prompt, noise, *known)
@@ -225,6 +228,7 @@ class Planner(Worker):
             self._reject(self._rejected_chunks, "not_finite", str(error))
             return
         self.rest_until(time.monotonic() + self._added_latency_s)
+        self._engine_s = plan.engine_s + self._added_latency_s
         latency_s = time.monotonic() - started
         now_ns = self._free_ns = self._now_ns()
         if now_ns < started_ns:
@@ -260,7 +264,7 @@ class Planner(Worker):
                 instruction=prompt.instruction,
                 committed_rows=plan.committed_rows,
                 latency_s=latency_s,
-                engine_s=waited_s + plan.engine_s + self._added_latency_s,
+                engine_s=waited_s + self._engine_s,
             )
             overlap.published(chunk)
         self._publish(StampedPlan(chunk, plan))

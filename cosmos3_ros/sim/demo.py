@@ -27,7 +27,7 @@ from tqdm import tqdm
 from cosmos3_ros.command_line import Parser, positive
 from cosmos3_ros.engine.bundle import load_bundle
 from cosmos3_ros.msg import ActionChunk, PolicyStatus
-from cosmos3_ros.processes import Child, Children, ProcessFailed, end_on_signals, ros_environment
+from cosmos3_ros.processes import Children, ProcessFailed, end_on_signals, ros_environment
 from cosmos3_ros.replay.outcomes import describe
 from cosmos3_ros.replay.report import report
 from cosmos3_ros.replay.summary import Summary, summarise
@@ -35,9 +35,9 @@ from cosmos3_ros.resources import resource
 from cosmos3_ros.sim.arguments import add_planning_arguments, parse
 from cosmos3_ros.sim.team import (
     CONTROL_RATE_HZ,
-    RECORDER,
     Parameters,
     Team,
+    await_recorder,
     bring_up,
     require_arm,
     require_runnable,
@@ -49,11 +49,8 @@ from cosmos3_ros.sim.team import (
 LEAST_SHARE_OF_RATE = 0.8
 LEAST_SHARE_OF_TIME = 0.5
 STANDSTILL_TIMEOUT_S = 20.0
-RECORDER_TIMEOUT_S = 20.0
 # The script's time begins with the first plan; a policy that makes none is not waited for longer.
 FIRST_PLAN_PATIENCE_S = 10.0
-
-FROM_THE_SIMULATOR = ("camera/exterior/image", "camera/wrist/image", "joint_states", "sim/state")
 
 
 @dataclass(frozen=True)
@@ -94,26 +91,6 @@ class Director(Node):
         self.create_subscription(CameraInfo, "camera/exterior/camera_info", self._tick, 1)
         self.create_subscription(PolicyStatus, "status", self._hear, latched)
         self.create_subscription(ActionChunk, "action_chunk", self._plan, 1)
-
-    def await_recorder(self, children: Children, recorder: Child) -> None:
-        """Until what the simulator sends is being recorded: the arm moves as soon as nodes are up.
-
-        Raises ProcessFailed when a process ends, or the recorder is not there in time.
-        """
-        end_s = time.monotonic() + RECORDER_TIMEOUT_S
-        while not all(map(self._is_recorded, FROM_THE_SIMULATOR)):
-            rclpy.spin_once(self, timeout_sec=0.05)
-            children.check()
-            if time.monotonic() > end_s:
-                topics = ", ".join(t for t in FROM_THE_SIMULATOR if not self._is_recorded(t))
-                raise recorder.failure(
-                    f"has not subscribed to {topics} within {RECORDER_TIMEOUT_S:g} s; free the "
-                    "machine and try again"
-                )
-
-    def _is_recorded(self, topic: str) -> bool:
-        about = self.get_subscriptions_info_by_topic(topic)
-        return any(end.node_name == RECORDER for end in about)
 
     def drive(self, seconds: float, children: Children, team: Team) -> float:
         """Let simulated time pass, or less when the policy fails; returns the wall time taken [s].
@@ -214,7 +191,7 @@ def demonstrate(
         team = start_team(children, bundle, embodiment.name, sim={"seed": _SEED}, policy=policy)
         # It speaks before the nodes are up: the instruction is there when the policy node is.
         with _directing(script) as director:
-            director.await_recorder(children, recorder)
+            await_recorder(children, recorder, director)
             bring_up(children, team)
             wall_s = director.drive(seconds, children, team)
         endings = children.stop()

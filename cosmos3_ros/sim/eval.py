@@ -45,6 +45,7 @@ from cosmos3_ros.sim.offline import Conditions, Offline
 from cosmos3_ros.sim.scoring import EpisodeResult, score, table
 from cosmos3_ros.sim.tasks import KINDS, Trial, draw_trials
 from cosmos3_ros.sim.team import (
+    await_recorder,
     bring_up,
     require_arm,
     require_runnable,
@@ -221,12 +222,13 @@ def _through_nodes(
     }
     logs = args.out.parent / "eval_logs"
     with Children(logs, environment) as children:
-        if args.record:
-            start_recorder(children, args.record)
+        recorder = start_recorder(children, args.record) if args.record else None
         team = start_team(children, bundle.path, embodiment.name, sim=sim, policy=policy)
         rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
         examiner = Examiner(embodiment, children, team, args.real_time_factor, passed)
         try:
+            if recorder is not None:
+                await_recorder(children, recorder, examiner)
             bring_up(children, team)
             for trial in trials:
                 yield examiner.conduct(trial)

@@ -31,7 +31,7 @@ RECOVERY_S = HORIZON_S + 1.0 + _SLACK_S
 # Makes the model say NaN: it has a word that nothing else has.
 POISON = "touch the zebra"
 # A recorder begins and ends in less on any machine.
-_RECORDER_S = 15.0
+_RECORDER_S = 60.0
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,8 @@ class Saboteur(Node):
         self._chunks = self._relay(ActionChunk, "action_chunk", self._on_chunk)
         self.create_timer(_HELD_PERIOD_S, self._pass_on)
         self.create_subscription(JointState, "joint_command", self._on_command, 100)
-        self.create_subscription(ControllerStatus, "controller_status", self._on_status, latched)
+        each = QoSProfile(depth=10, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+        self.create_subscription(ControllerStatus, "controller_status", self._on_status, each)
 
     def instruct(self, instruction: str) -> None:
         self._instruction.publish(String(data=instruction))

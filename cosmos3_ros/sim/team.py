@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cosmos3_ros.engine.backends import open_backend
 from cosmos3_ros.engine.bundle import Bundle
 from cosmos3_ros.policy.embodiment import Embodiment, load_embodiment
 from cosmos3_ros.processes import Child, Children, ProcessFailed
 from cosmos3_ros.sim.world import CAMERAS, JOINTS
+
+if TYPE_CHECKING:
+    from rclpy.node import Node
 
 CONTROL_RATE_HZ = 50.0
 BRINGUP_TIMEOUT_S = 120.0
@@ -28,7 +33,9 @@ RECORDED = {
     "sim/state": "cosmos3_ros/msg/SimState",
     "status": "cosmos3_ros/msg/PolicyStatus",
 }
-RECORDER = "cosmos3_recorder"
+FROM_THE_SIMULATOR = ("camera/exterior/image", "camera/wrist/image", "joint_states", "sim/state")
+RECORDER = "cosmos3_recorder"  # the recorder node's name
+RECORDER_TIMEOUT_S = 60.0
 
 Parameters = Mapping[str, object]
 
@@ -102,6 +109,28 @@ def start_recorder(children: Children, recording: Path) -> Child:
     """Start to record all that the team says, into an MCAP file."""
     topics = json.dumps([f"{topic}:{kind}" for topic, kind in RECORDED.items()])
     return start_node(children, "recorder_node", "nodes", {"output": recording, "topics": topics})
+
+
+def await_recorder(children: Children, recorder: Child, observer: Node) -> None:
+    """Until what the simulator sends is being recorded: the arm moves as soon as nodes are up.
+
+    ``observer``: a node that sees who subscribes. Raises ProcessFailed when a process ends, or the
+    recorder is not there in time.
+    """
+    end_s = time.monotonic() + RECORDER_TIMEOUT_S
+    while missing := [t for t in FROM_THE_SIMULATOR if not _is_recorded(t, observer)]:
+        children.check()
+        if time.monotonic() > end_s:
+            raise recorder.failure(
+                f"has not subscribed to {', '.join(missing)} within {RECORDER_TIMEOUT_S:g} s; free "
+                "the machine and try again"
+            )
+        time.sleep(0.05)
+
+
+def _is_recorded(topic: str, observer: Node) -> bool:
+    about = observer.get_subscriptions_info_by_topic(topic)
+    return any(end.node_name == RECORDER for end in about)
 
 
 def bring_up(children: Children, team: Team) -> None:

@@ -112,9 +112,12 @@ jumps_ns = st.sampled_from([0] * 19 + [1]).flatmap(
 class Trial:
     """A controller, and what is known of it from the outside."""
 
-    def __init__(self, body: Body) -> None:
-        self.body = body
-        self.controller = Controller(body.limits, body.following, TIMEOUTS)
+    def __init__(self, body: Body, pace: float | None) -> None:
+        """``pace``: of simulated time, by the steady clock; None: it is no simulation."""
+        self.body, self.pace = body, pace
+        self.controller = Controller(
+            body.limits, body.following, TIMEOUTS, simulated_time=pace is not None
+        )
         self.moment = Moment(START_NS, 5 * NS_PER_S)
         self.position = body.home
         self.found: list[np.ndarray] = []  # where it was measured since the last tick, and before
@@ -125,13 +128,14 @@ class Trial:
         self.measured_ns: int | None = None
         self.heard_ns: int | None = None
         self.accepted_ns = self.observed_ns = self.end_ns = 0
-        self.plan_id = 0
+        self.plan_id = self.planner = 0
         self.jumped = self.may_be_moved = self.astray = False
         self.seen: Counter[str] = Counter()
 
     def pass_by(self, wait_ns: int, jump_ns: int) -> None:
         before = self.moment
-        self.moment = Moment(before.now_ns + wait_ns + jump_ns, before.steady_ns + wait_ns)
+        passed_ns = round(wait_ns * (self.pace or 1.0))
+        self.moment = Moment(before.now_ns + passed_ns + jump_ns, before.steady_ns + wait_ns)
 
     @property
     def leaps(self) -> bool:
@@ -233,6 +237,7 @@ class Trial:
             self.seen[str(refused).partition(":")[0]] += 1
             return
         self.plan_id += newer
+        self.planner = planner
         self.heard_ns = self.accepted_ns = self.moment.steady_ns
         # An arm that stands still until a plan starts is where it was seen.
         self.observed_ns, self.end_ns = chunk.start_ns, chunk.end_ns
@@ -260,6 +265,7 @@ class Trial:
 
     def require_fresh(self) -> None:
         now_ns, steady_ns = self.moment.now_ns, self.moment.steady_ns
+        assert self.controller.planner == self.planner
         assert self.measured_ns is not None and self.heard_ns is not None
         assert not self.jumped
         assert not self.astray or self.may_be_moved
@@ -278,11 +284,13 @@ class Trial:
         steady_ns = self.moment.steady_ns - before.steady_ns
         if passed_ns < 0 or passed_ns - steady_ns > ns(TIMEOUTS.clock_jump_s):
             passed_ns = steady_ns
-        # Both clocks: by neither it is faster than that.
-        passed_ns = min(passed_ns, steady_ns)
+        elif self.pace is None:
+            # Both clocks: by neither it is faster than that.
+            passed_ns = min(passed_ns, steady_ns)
         dt_s = min(passed_ns / NS_PER_S, MAX_STEP_S)
         moved = limits.space.difference(position, self.position)
-        paused = passed_ns > MAX_STEP_S * NS_PER_S or (cause and cause.reason is Reason.OVERRUN)
+        late = cause and cause.reason is Reason.OVERRUN and self.pace is None
+        paused = passed_ns > MAX_STEP_S * NS_PER_S or late
         # An arm that may have been moved sets off from rest, or went on as it was.
         began = [] if paused else self.velocities
         if paused or self.may_be_moved:
@@ -318,9 +326,10 @@ def test_whatever_happens_no_command_leaves_the_limits_or_follows_what_is_stale(
     @given(
         st.lists(st.tuples(waits_ns, jumps_ns, event), min_size=10, max_size=80),
         st.sampled_from([0.0, 0.3]),
+        st.sampled_from([None, None, 0.3, 1.0, 3.0]),
     )
-    def run(events: list, blend_s: float) -> None:
-        trial = Trial(body(blend_s))
+    def run(events: list, blend_s: float, pace: float | None) -> None:
+        trial = Trial(body(blend_s), pace)
         for wait_ns, jump_ns, (kind, argument) in events:
             trial.pass_by(wait_ns, jump_ns)
             trial.happen(kind, argument)

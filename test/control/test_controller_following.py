@@ -189,9 +189,29 @@ def test_a_planner_that_ends_is_not_followed_any_more() -> None:
     arm.controller.hear(PLANNER, arm.steady_ns, alive=False)
     assert arm.tick().state is State.HOLDING
     assert str(arm.controller.cause) == "no planner is alive"
+    arm.controller.hear(PLANNER + 1, arm.steady_ns)
+    arm.run(0.3)
+    assert arm.controller.state is State.HOLDING, "another one's life says nothing of its chunk"
+    assert arm.reason is Reason.NO_CHUNK and arm.controller.is_at_rest
     assert arm.refusal_of(arm.ramp(plan_id=2)) is Refusal.ANOTHER_PLANNER, "its last words"
     arm.follow(arm.ramp(planner=PLANNER + 1))
     assert arm.tick().state is State.TRACKING
+
+
+def test_a_chunk_is_in_force_once_it_is_accepted_and_begins_with_what_follows_it() -> None:
+    arm = Arm()
+    arm.tick()
+    arm.follow(arm.ramp(plan_id=3))
+    assert arm.controller.plan_id == 3
+    began = arm.tick().began
+    assert began is not None and began.plan_id == 3
+    arm.measuring = False
+    arm.run(0.3)
+    assert arm.reason is Reason.JOINTS_STALE
+    arm.follow(arm.ramp(plan_id=4))
+    assert arm.controller.plan_id == 4
+    held = arm.tick()
+    assert held.state is State.HOLDING and held.began is None
 
 
 def test_a_forecast_keeps_a_gripper_as_commands_do() -> None:

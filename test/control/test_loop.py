@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 
 from cosmos3_ros.control.loop import DeadlineLoop
@@ -75,7 +76,8 @@ def test_periods_that_pass_while_it_works_are_skipped_and_counted() -> None:
     intervals = [b - a for a, b in zip(run.moments, run.moments[1:], strict=False)]
     assert max(intervals) >= 0.31
     # One late run for the period that is still on, none for the fourteen before it.
-    assert sum(interval < 0.005 for interval in intervals) <= 1
+    stalled = int(np.argmax(intervals))
+    assert run.moments[min(stalled + 7, len(intervals))] - run.moments[stalled + 1] > 4 * PERIOD_S
     assert run.statistics.missed >= 14
     assert len(run.moments) - 1 + run.statistics.missed == pytest.approx(periods_in(run), abs=1)
     assert run.statistics.execution.max_ms >= 310
@@ -101,7 +103,7 @@ def test_told_to_advance_it_works_at_once_and_keeps_its_deadlines() -> None:
 
     run = Run(lambda _: None, 0.5, early=ask_between_deadlines)
     answers = [min(moment - at for moment in run.moments if moment > at) for at in asked]
-    assert sorted(answers)[len(answers) // 2] < PERIOD_S / 10, answers
+    assert sorted(answers)[len(answers) // 2] < PERIOD_S / 4, answers
     # One that fell together with a deadline needs no run of its own.
     assert 5 <= run.statistics.early <= 10
     assert run.statistics.periods == len(run.moments) - run.statistics.early
@@ -132,7 +134,7 @@ def test_an_error_is_told_and_the_loop_goes_on() -> None:
         if count == 3:
             raise RuntimeError("the publisher is gone")
 
-    run = Run(fail_once, 0.5)
+    run = Run(fail_once, 1.5)
     assert [str(error) for error in run.errors] == ["the publisher is gone"]
     assert len(run.moments) > 10
 
@@ -165,7 +167,7 @@ def test_a_cpu_is_the_threads_alone() -> None:
 
 
 def test_what_the_system_refuses_is_said_with_a_remedy_and_the_loop_runs() -> None:
-    run = Run(lambda _: None, 0.2, Scheduling(fifo_priority=100, cpus=(4000,)))
+    run = Run(lambda _: None, 1.0, Scheduling(fifo_priority=100, cpus=(4000,)))
     assert len(run.moments) > 3
     fifo, cpus = run.warnings
     assert "SCHED_FIFO with priority 100 was refused (Invalid argument)" in fifo

@@ -21,7 +21,7 @@ def locked_kb():
 def said(program: str) -> list[str]:
     """The lines a program prints."""
     command = [sys.executable, "-c", BEGIN + program]
-    ended = subprocess.run(command, check=True, timeout=30, capture_output=True, text=True)
+    ended = subprocess.run(command, check=True, timeout=90, capture_output=True, text=True)
     return ended.stdout.splitlines()
 
 

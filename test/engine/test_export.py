@@ -129,7 +129,7 @@ def test_an_export_that_is_asked_to_stop_says_so_in_one_line_and_leaves_nothing(
             time.sleep(0.05)
         time.sleep(0.5)  # well within the export
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=180)
     finally:
         process.kill()
     assert process.returncode == 1

@@ -16,7 +16,6 @@ from cosmos3_ros.control.outlook import Outlook, Steps
 from cosmos3_ros.control.space import Space
 from cosmos3_ros.nodes.forecaster import Forecaster
 
-pytestmark = pytest.mark.timeout(60)
 ONE = np.ones(1)
 STEPS = Steps(Limits(Space(1), -ONE, ONE, ONE, ONE), Following(np.nan * ONE, ONE, np.nan * ONE))
 

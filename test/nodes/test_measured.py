@@ -19,8 +19,6 @@ from cosmos3_ros.nodes.measured import PoseReader
 from cosmos3_ros.policy.commands import command_space
 from cosmos3_ros.policy.embodiment import Gripper, load_embodiment
 
-pytestmark = pytest.mark.timeout(60)
-
 PANDA = load_embodiment("sim_panda")
 ANOTHER_UNIT = 85.0  # millimetres, say
 

@@ -209,7 +209,7 @@ def test_an_interrupt_even_twice_closes_the_bag(
     talk(peer)
     program.send_signal(number)
     program.send_signal(number)
-    out, _ = program.communicate(timeout=30)
+    out, _ = program.communicate(timeout=90)
     assert program.returncode == 0, out
     assert "recorded 5 /words, 0 /picture" in out
     with open_bag(tmp_path / "output.mcap") as bag:
@@ -221,7 +221,7 @@ def test_a_recorder_that_is_killed_leaves_nothing_that_looks_like_a_bag(
 ) -> None:
     talk(peer)
     program.kill()
-    program.communicate(timeout=30)
+    program.communicate(timeout=90)
     assert not (tmp_path / "output.mcap").exists()
     # What lies there is hidden, and no bag.
     assert all(path.name.startswith(".") for path in tmp_path.iterdir())

@@ -16,8 +16,6 @@ pytest.importorskip("rclpy", reason="ROS 2 is not in this environment; run ./run
 from cosmos3_ros.processes import Children, ros_environment
 from cosmos3_ros.resources import resource
 
-pytestmark = pytest.mark.timeout(60)
-
 NODE = """
 import gc
 from rclpy.node import Node
@@ -43,7 +41,7 @@ def test_what_was_imported_is_not_looked_through_while_a_node_runs(ros_domain_id
         assert node.stdout is not None
         _, collected = node.stdout.readline().split()
         node.send_signal(signal.SIGINT)
-        node.communicate(timeout=20)
+        node.communicate(timeout=60)
     # Of tens of thousands, those made since then.
     assert int(collected) < 5000
 
@@ -67,7 +65,7 @@ def test_a_lost_terminal_ends_a_node_in_order_but_not_under_nohup(
             time.sleep(1.0)
             assert node.poll() is None
             node.send_signal(signal.SIGINT)
-        node.communicate(timeout=20)
+        node.communicate(timeout=60)
     assert node.returncode == 0
 
 
@@ -89,9 +87,9 @@ def test_nodes_that_have_ended_leave_no_shared_memory_behind(
         }.items():
             given = [word for parameter in words for word in ("-p", parameter)]
             child = children.start_module(name, f"cosmos3_ros.nodes.{name}", "--ros-args", *given)
-        assert child.process.wait(30) == 1
+        assert child.process.wait(120) == 1
         children.running.remove(child)
         words = ("cosmos3_controller", "cosmos3_policy")
-        children.wait(children.start_module("bringup", "cosmos3_ros.nodes.bringup", *words), 30)
+        children.wait(children.start_module("bringup", "cosmos3_ros.nodes.bringup", *words), 120)
         assert shared_memory() > before
     assert shared_memory() <= before

@@ -23,7 +23,6 @@ from cosmos3_ros.nodes.controller_node import ControllerNode
 from cosmos3_ros.nodes.policy_node import PolicyNode
 from cosmos3_ros.resources import resource
 
-pytestmark = pytest.mark.timeout(110)
 EMBODIMENT = "droid_joint_pos"
 # A node of another process would see it; what is in our own is enough for the graph.
 _DISCOVERED_S = 10.0

@@ -48,7 +48,7 @@ def test_the_demo_makes_commands_flow_and_writes_what_came_of_it(
     process = start_demo(
         tmp_path / "demo", bundle=tiny.bundle.path, seconds=5, instruction="push the cube"
     )
-    stdout, stderr = process.communicate(timeout=100)
+    stdout, stderr = process.communicate(timeout=300)
     assert process.returncode == 0, stderr
     summary = json.loads((tmp_path / "demo" / "summary.json").read_text())
     assert summary.keys() >= KEYS
@@ -65,7 +65,7 @@ def test_the_demo_makes_commands_flow_and_writes_what_came_of_it(
 
 def test_the_arm_goes_where_it_is_told_and_elsewhere_when_told_otherwise(tmp_path: Path) -> None:
     process = start_demo(tmp_path / "demo")
-    stdout, stderr = process.communicate(timeout=110)
+    stdout, stderr = process.communicate(timeout=330)
     assert process.returncode == 0, stderr
     summary = json.loads((tmp_path / "demo" / "summary.json").read_text())
     assert summary["bundle"] == "pico" and summary["duration_s"] > 0.8 * SECONDS
@@ -81,7 +81,7 @@ def test_the_arm_goes_where_it_is_told_and_elsewhere_when_told_otherwise(tmp_pat
         told_ns = [message.log_ns for message in bag.messages(bag.named("instruction"))]
     # The script's time begins with the first plan, however long the nodes took to get there.
     for line, at_ns in zip(SCRIPT[1:], told_ns[1:], strict=True):
-        assert (at_ns - planned_ns) / 1e9 > line.at_s - 0.3
+        assert (at_ns - planned_ns) / 1e9 > line.at_s - 1.0
 
 
 @pytest.mark.parametrize("planned", [True, False])
@@ -118,7 +118,7 @@ def test_a_process_that_dies_ends_the_demo_at_once_with_its_log(
         time.sleep(0.1)
     pids = child_pids(process.pid)
     os.kill(pids["policy_node"], signal.SIGKILL)
-    _, stderr = process.communicate(timeout=30)
+    _, stderr = process.communicate(timeout=90)
     assert process.returncode == 1
     assert "policy_node ended early with exit code -9" in stderr
     assert "warm-up plan" in stderr
@@ -127,7 +127,7 @@ def test_a_process_that_dies_ends_the_demo_at_once_with_its_log(
 
 def test_a_bundle_that_is_none_ends_the_demo_with_its_name(tmp_path: Path) -> None:
     process = start_demo(tmp_path / "demo", bundle=tmp_path / "nothing", seconds=5)
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=180)
     assert process.returncode == 1
     assert "demo failed: bundle" in stderr and "nothing' has no manifest.json" in stderr
     assert "Traceback" not in stderr
@@ -138,7 +138,7 @@ def test_a_bundle_of_another_robot_is_refused_before_anything_starts(
 ) -> None:
     other = bundle_of_another_robot(tiny, tmp_path)
     process = start_demo(tmp_path / "demo", bundle=other, seconds=5)
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=180)
     assert process.returncode == 1
     assert len(stderr.splitlines()) == 1 and f"demo failed: {REFUSAL}" in stderr
     assert not (tmp_path / "demo" / "logs").exists()
@@ -148,7 +148,7 @@ def test_a_bundle_that_no_cpu_runs_is_refused_before_anything_starts(
     tmp_path: Path, tiny_bf16: Exported
 ) -> None:
     process = start_demo(tmp_path / "demo", bundle=tiny_bf16.bundle.path, seconds=5)
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=180)
     assert process.returncode == 1
     assert len(stderr.splitlines()) == 1 and stderr.startswith("demo failed: bundle '"), stderr
     assert "in bf16 on this CPU" in stderr and "'cosmos3 twin'" in stderr

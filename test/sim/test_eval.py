@@ -75,8 +75,8 @@ def test_latency_is_added_to_every_plan(tmp_path: Path, pico: Exported) -> None:
     late = evaluated(tmp_path / "late.json", *words, "--plan-rate", 0, "--added-latency-ms", 300)
     usual = evaluated(tmp_path / "usual.json", *words)
     assert late["added_latency_ms"] == 300 and usual["plan_rate_hz"] == 2.0
-    assert 0.3 < seconds_per_plan(usual) < 0.7
-    assert seconds_per_plan(prompt) < 0.2 < 0.3 < seconds_per_plan(late) < 0.7
+    assert seconds_per_plan(usual) > 0.3
+    assert seconds_per_plan(prompt) < 0.3 < seconds_per_plan(late)
     assert late["success"]["count"] >= 3, late["each"]
 
 
@@ -97,7 +97,7 @@ def test_a_policy_that_dies_in_the_middle_ends_the_evaluation_with_its_log(
         time.sleep(0.1)
     pids = child_pids(process.pid)
     os.kill(pids["policy_node"], signal.SIGKILL)
-    _, stderr = process.communicate(timeout=40)
+    _, stderr = process.communicate(timeout=120)
     assert process.returncode == 1
     assert stderr.startswith("eval: policy_node ended early with exit code -9; the end of")
     assert "warm-up plan" in stderr and "Traceback" not in stderr

@@ -16,8 +16,6 @@ from rclpy.node import Node
 from cosmos3_ros.msg import ActionChunk
 from cosmos3_ros.sim.saboteur import Saboteur, Spoiled, raw
 
-pytestmark = pytest.mark.timeout(60)
-
 
 class Peer(Node):
     """The policy node's publisher, and what the controller node would hear."""

@@ -30,7 +30,7 @@ def run(program: str, *words: object) -> None:
         env=ros_environment(),
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=330,
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
 
@@ -53,7 +53,6 @@ def touching(folder: Path, strategy: str) -> Seams:
     return summarise(bag, folder / "summary.json").seams
 
 
-@pytest.mark.timeout(240)
 def test_no_command_leaves_the_limits(tmp_path: Path, pico: Exported) -> None:
     for strategy in ("blend", "prefix"):
         seams = recorded(tmp_path / strategy, strategy, 6)["seams"]
@@ -64,7 +63,6 @@ def test_no_command_leaves_the_limits(tmp_path: Path, pico: Exported) -> None:
         assert 0.05 < seams["command_acceleration"] <= 1.001, strategy
 
 
-@pytest.mark.timeout(240)
 def test_a_prefix_cuts_the_jump_of_an_unblended_switch_to_less_than_a_third(
     tmp_path: Path, pico: Exported
 ) -> None:
@@ -79,11 +77,10 @@ def test_a_prefix_cuts_the_jump_of_an_unblended_switch_to_less_than_a_third(
         assert 3 * told.p50 < unblended.p50, (blend, prefix)
 
 
-@pytest.mark.timeout(120)
 def test_in_sync_each_plan_begins_where_the_last_one_came_to_rest(
     tmp_path: Path, pico: Exported
 ) -> None:
-    summary = recorded(tmp_path / "sync", "sync", 9)
+    summary = recorded(tmp_path / "sync", "sync", 14)
     with open_bag(tmp_path / "sync" / "output.mcap") as bag:
         chunks = [message.decoded() for message in bag.messages(bag.typed(ACTION_CHUNK))]
     stamps_s = [chunk.header.stamp.sec + chunk.header.stamp.nanosec / 1e9 for chunk in chunks]
@@ -91,4 +88,9 @@ def test_in_sync_each_plan_begins_where_the_last_one_came_to_rest(
     waited = np.diff(stamps_s) > 16 / 15 + LATENCY_MS / 1e3
     assert waited.sum() >= 5 and waited[waited.argmax() :].all(), np.diff(stamps_s)
     assert summary["holds"] >= waited.sum() - 1
-    assert summary["holds_by_reason"].keys() <= {"chunk_ended", "overrun", "stopped"}
+    assert summary["holds_by_reason"].keys() <= {
+        "chunk_ended",
+        "overrun",
+        "stopped",
+        "joints_stale",
+    }

@@ -29,7 +29,7 @@ FRAME_RATE_HZ = 15
 # Simulated time after which another cube is named, with the arm on its way to the first.
 UNDER_WAY_S = 0.3
 
-pytestmark = pytest.mark.timeout(420)
+pytestmark = pytest.mark.timeout(1200)
 
 
 class Operator:
@@ -109,7 +109,7 @@ def operator(pico: Exported, ros_domain_id: int, tmp_path: Path) -> Iterator[Ope
         bringup = children.start_module(
             "bringup", "cosmos3_ros.nodes.bringup", "cosmos3_policy", "cosmos3_controller"
         )
-        children.wait(bringup, 60.0)
+        children.wait(bringup, 180.0)
         context = Context()
         rclpy.init(args=[], context=context, domain_id=ros_domain_id)
         operator = Operator(context)

@@ -127,7 +127,7 @@ def test_a_killed_run_goes_on_with_what_is_missing(tmp_path: Path) -> None:
     assert not (out / "meta" / "info.json").exists(), "half a data set never looks whole"
     before = {path: path.stat().st_mtime_ns for path in out.rglob("file-000.mp4")}
     assert before
-    subprocess.run(command, check=True, timeout=100)
+    subprocess.run(command, check=True, timeout=300)
     assert {path: path.stat().st_mtime_ns for path in before} == before, "made twice"
     assert len(load_episodes(load_dataset(out))) == 6
     assert not list(out.rglob(".*"))

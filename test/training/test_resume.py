@@ -19,7 +19,7 @@ from cosmos3_ros.training.run import train
 from cosmos3_ros.training.runs import Stopwatch, TrainingError
 
 # Imports alone take most of a process's time, many times as long on a machine that is busy.
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(1200)
 
 # A run in which every step is saved and every episode is a file, and which kills itself at the
 # first thing that is done to a file after one of this name is there.
@@ -68,7 +68,7 @@ def run_script(folder: Path, run: Path, dataset: Path | None, last: str = "") ->
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
-        timeout=180,
+        timeout=540,
     )
     return done.returncode, done.stderr
 

@@ -18,7 +18,7 @@ from cosmos3_ros.training.run import _panels
 from cosmos3_ros.training.runs import Stage, draw_curves, read_curve
 
 # An export and its check take most of a minute, and a few on a machine that is busy.
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(1200)
 
 
 @pytest.fixture(scope="module")
