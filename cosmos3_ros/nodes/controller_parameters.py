@@ -109,9 +109,12 @@ class ControllerParameters:
         maximum=10.0,
     )
     overrun_timeout_s: float = parameter(
-        0.1, "The control loop paused for so long: hold; a robot in real time then sets off from rest.", "s",
-        minimum=0.001, maximum=10.0,
-    )  # fmt: skip
+        0.1,
+        "The control loop paused for so long: hold; a robot in real time then sets off from rest.",
+        "s",
+        minimum=0.001,
+        maximum=10.0,
+    )
     clock_jump_s: float = parameter(
         1.0,
         "The clock leaps forward by more than this: forget the chunk, hold where the arm is.",
