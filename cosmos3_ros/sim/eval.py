@@ -4,7 +4,7 @@ Every episode is a new scene of the simulated arm. Writes ``build/eval.json``: b
 ``lift`` and ``any`` the rates of success, of the wrong cube and of neither, each with its 95 %
 interval (Wilson), also by colour, by wording and by the colour that was told; the time to the goal,
 the plans, the jumps where one plan takes over from another, and the nearest that the fingertip came
-to a goal.
+to a goal. Until all tasks are done, those that are stand in ``build/eval.partial``.
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import rclpy
-from rclpy.signals import SignalHandlerOptions
 from tqdm import tqdm
 
 from cosmos3_ros.command_line import Parser, count, positive, whole
@@ -40,9 +38,8 @@ from cosmos3_ros.sim.arguments import (
     parse,
 )
 from cosmos3_ros.sim.comparison import Evaluation, comparison, evaluation_of, load_evaluation
-from cosmos3_ros.sim.examiner import Examiner, Passed
 from cosmos3_ros.sim.offline import Conditions, Offline
-from cosmos3_ros.sim.scoring import EpisodeResult, score, table
+from cosmos3_ros.sim.scoring import EpisodeResult, Passed, score, table
 from cosmos3_ros.sim.tasks import KINDS, Trial, draw_trials
 from cosmos3_ros.sim.team import (
     await_recorder,
@@ -136,6 +133,10 @@ def evaluate(args: argparse.Namespace) -> None:
     # Named twice, a task is still one: the same scenes again say nothing new.
     kinds = list(dict.fromkeys(args.task or KINDS))
     _require_new_scenes(bundle, args.seed, kinds)
+    # An earlier evaluation is not to be taken for this one, nor some of its tasks for the whole.
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.unlink(missing_ok=True)
+    so_far = args.out.with_suffix(".partial")
     results: list[EpisodeResult] = []
     passed = Passed()
     total = len(kinds) * args.episodes
@@ -155,7 +156,8 @@ def evaluate(args: argparse.Namespace) -> None:
                 wins = sum(r.verdict == "success" for r in results)
                 bar.set_postfix_str(f"{wins} of {len(results)}")
             content = _content(args, bundle, results, passed.pace)
-            _write(args.out, content)
+            so_far.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+    so_far.replace(args.out)
     print(table(content))
     evaluation = evaluation_of(content)
     if evaluation.less_latency:
@@ -203,6 +205,11 @@ def _through_nodes(
     passed: Passed, bundle: Bundle, trials: list[Trial], args: argparse.Namespace
 ) -> Iterator[EpisodeResult]:
     """``passed`` grows with each episode."""
+    import rclpy
+    from rclpy.signals import SignalHandlerOptions
+
+    from cosmos3_ros.sim.examiner import Examiner
+
     environment = ros_environment()
     os.environ.update(environment)
     embodiment = require_arm(bundle)
@@ -275,13 +282,6 @@ def _content(
         **score(results),
         "each": [asdict(result) for result in results],
     }
-
-
-def _write(out: Path, content: dict[str, Any]) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
-    partial.replace(out)
 
 
 if __name__ == "__main__":

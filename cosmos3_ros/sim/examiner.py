@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray
@@ -25,7 +24,7 @@ from cosmos3_ros.nodes.chunks import chunk_from_message
 from cosmos3_ros.policy.commands import command_space
 from cosmos3_ros.policy.embodiment import Embodiment
 from cosmos3_ros.processes import Child, Children
-from cosmos3_ros.sim.scoring import EpisodeResult, result_of
+from cosmos3_ros.sim.scoring import EpisodeResult, Passed, result_of
 from cosmos3_ros.sim.tasks import Judge, Trial
 from cosmos3_ros.sim.team import CONTROL_RATE_HZ, Team
 
@@ -35,19 +34,6 @@ PATIENCE_S = 30.0
 _CHECK_PERIOD_S = 1.0
 # The controller node's entry in diagnostics.
 _CONTROLLER_ENTRY = "cosmos3_controller: commands"
-
-
-@dataclass
-class Passed:
-    """Time that has passed in episodes: simulated, and on the steady clock [s]."""
-
-    simulated_s: float = 0.0
-    steady_s: float = 0.0
-
-    @property
-    def pace(self) -> float | None:
-        """Simulated seconds a second; None before anything has passed."""
-        return self.simulated_s / self.steady_s if self.steady_s > 0 else None
 
 
 class Examiner(Node):

@@ -16,6 +16,19 @@ from cosmos3_ros.sim.tasks import NEITHER, SUCCESS, WRONG, Judge, Trial
 _Z = 1.959964
 
 
+@dataclass
+class Passed:
+    """Time that has passed in episodes: simulated, and on the steady clock [s]."""
+
+    simulated_s: float = 0.0
+    steady_s: float = 0.0
+
+    @property
+    def pace(self) -> float | None:
+        """Simulated seconds a second; None before anything has passed."""
+        return self.simulated_s / self.steady_s if self.steady_s > 0 else None
+
+
 @dataclass(frozen=True)
 class EpisodeResult:
     """How one episode ended.

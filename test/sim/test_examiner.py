@@ -20,7 +20,8 @@ from cosmos3_ros.nodes.chunks import message_from_chunk
 from cosmos3_ros.policy.commands import command_space
 from cosmos3_ros.policy.embodiment import load_embodiment
 from cosmos3_ros.processes import Children, ProcessFailed, ros_environment
-from cosmos3_ros.sim.examiner import Examiner, Passed
+from cosmos3_ros.sim.examiner import Examiner
+from cosmos3_ros.sim.scoring import Passed
 from cosmos3_ros.sim.tasks import draw_trials
 from cosmos3_ros.sim.team import Team, start_node
 

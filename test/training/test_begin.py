@@ -183,6 +183,7 @@ def test_what_matters_to_an_export_or_a_controller_alone_makes_no_other_run(fini
     recipe = replace(
         small_recipe(finished), prefix="held", precision="bf16", opset=23, description="slower"
     )
+    recipe = replace(recipe, steps=recipe.steps + 1, guidance=3.0)
     robot = gripper(hysteresis=0.3)(channel(0, lower=-1.0, velocity=0.5)(PICO_PANDA))
     robot = replace(robot, description="slower")
     assert begun(finished, recipe, robot) == finished / "run" / "checkpoint"

@@ -21,6 +21,7 @@ from cosmos3_ros.training.policy import (
     Clips,
     _Draw,
     _draw_shares,
+    _learning_rate,
     _with_weights,
     new_transformer,
     train_policy,
@@ -103,6 +104,32 @@ def test_a_training_that_was_stopped_ends_where_it_would_have_ended(
     train(tmp_path / "halves", resumed, contract, texts, settings)
     for name, tensor in transformer.state_dict().items():
         torch.testing.assert_close(resumed.state_dict()[name], tensor, atol=0, rtol=0, msg=name)
+
+
+def test_what_is_left_is_the_running_average_of_the_weights(
+    tmp_path: Path,
+    transformer: Cosmos3OmniTransformer,
+    contract: Contract,
+    texts: Texts,
+    settings: PolicySettings,
+) -> None:
+    train(tmp_path / "run", transformer, contract, texts, settings)
+    file = Stage(tmp_path / "run", "policy").state_file
+    saved = torch.load(file, weights_only=True)["state"]
+    for name, tensor in transformer.state_dict().items():
+        torch.testing.assert_close(tensor, saved["average"][name], atol=0, rtol=0, msg=name)
+    apart = [
+        not torch.equal(tensor, saved["transformer"][name])
+        for name, tensor in transformer.state_dict().items()
+    ]
+    assert any(apart), "and not the last step's"
+
+
+def test_the_learning_rate_rises_and_falls_to_nearly_nothing(settings: PolicySettings) -> None:
+    longer = replace(settings, steps=2000)
+    rates = [_learning_rate(step, longer) / longer.learning_rate for step in range(2000)]
+    assert rates[0] < 0.05 and 0.8 < max(rates) <= 1.0 and rates[-1] < 0.05
+    assert 100 < int(np.argmax(rates)) < 200
 
 
 class _Stop:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ from cosmos3_ros.training.runs import Stage, TrainingError, read_curve
 from cosmos3_ros.training.settings import VaeSettings
 from cosmos3_ros.training.vae import (
     WholeClip,
+    _draw,
+    _learning_rate,
     decibel,
     encode_clips,
     set_statistics,
@@ -66,6 +69,31 @@ def test_a_clip_in_one_piece_is_the_stock_one_in_chunks(recipe: Recipe) -> None:
     torch.testing.assert_close(decoded.clamp(-1, 1), shown, atol=3e-5, rtol=0)
     # What the policy sees, one picture, is what it was trained on, the first of a clip.
     torch.testing.assert_close(mean[:, :, :1], first, atol=1e-6, rtol=0)
+
+
+def test_the_second_stage_is_of_whole_clips(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths = []
+
+    def noted(films: list[np.ndarray], count: int, frames: int, random: Any) -> torch.Tensor:
+        lengths.append(frames)
+        return _draw(films, count, frames, random)
+
+    monkeypatch.setattr("cosmos3_ros.training.vae._draw", noted)
+    trained(new_vae(recipe, 0), tmp_path / "run")
+    # Four steps, two, and two of the decoder alone.
+    assert lengths == [5, 9, 5, 9, 17, 17, 17, 17]
+
+
+def test_learning_rates_rise_and_fall_to_nearly_nothing_in_each_stage() -> None:
+    settings = replace(SETTINGS, short_steps=400, long_steps=300, decoder_steps=200)
+    begin = 0
+    for peak, steps in settings.stages:
+        rates = [_learning_rate(begin + step, settings) / peak for step in range(steps)]
+        begin += steps
+        assert rates[0] < 0.05 and 0.8 < max(rates) <= 1.0 and rates[-1] < 0.05
+        assert 20 < int(np.argmax(rates)) < 80
 
 
 def test_training_makes_pictures_more_like_themselves(recipe: Recipe, tmp_path: Path) -> None:
