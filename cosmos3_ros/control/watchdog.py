@@ -52,9 +52,8 @@ class Timeouts:
     a status or a chunk. ``chunk_s``: since a chunk was accepted. ``observation_s``: age of what a
     chunk was planned from, when it comes, and while it is in force; then counted from its start,
     for where that is after the observation the arm stood still until it came, or it was planned
-    for where the arm would be. ``grace_s``: past the
-    chunk's last row. ``overrun_s``: between two ticks. ``clock_jump_s``: the node's clock leapt
-    forward of the steady one by more.
+    for where the arm would be. ``grace_s``: past the chunk's last row. ``overrun_s``: between two
+    ticks. ``clock_jump_s``: the node's clock leapt forward of the steady one by more.
     """
 
     joint_s: float = 0.25

@@ -32,7 +32,8 @@ class ControlRun:
     """``lock``: of the controller, which the loop's thread and the executor's share.
 
     ``wanted``: what the last command was on its way to. ``rests``: stopped, and come to rest.
-    ``objection``: what the robot's description does not allow.
+    ``objection``: what the robot's description does not allow. ``clock_stands_since_ns``, steady:
+    from when on the node's clock stands still while the robot comes to rest; None: it runs.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class ControlRun:
         self.wanted: np.ndarray | None = None
         self.rests = False
         self.objection = ""
+        self.clock_stands_since_ns: int | None = None
         self.frame_to_command = Histogram()
         self.rejected_chunks: Counter[Refusal] = Counter()
         self.rejected_joint_states = 0

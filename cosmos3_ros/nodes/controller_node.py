@@ -80,8 +80,6 @@ class ControllerNode(ManagedNode):
         self._limits: Limits
         self._run: ControlRun | None = None
         self._latched = ""  # why ~/stop holds, until ~/resume
-        self._simulated_time = False
-        self._clock_stands_since_ns: int | None = None  # steady
 
     def configure(self) -> None:
         parameters = self._settings = self._declared.read()
@@ -156,10 +154,9 @@ class ControllerNode(ManagedNode):
             self._scheduling,
             self.get_logger().warning,
         )
-        self._simulated_time = bool(self.get_parameter("use_sim_time").value)
-        self._clock_stands_since_ns = None
+        simulated = bool(self.get_parameter("use_sim_time").value)
         controller = Controller(
-            self._limits, following, parameters.timeouts, simulated_time=self._simulated_time
+            self._limits, following, parameters.timeouts, simulated_time=simulated
         )
         if self._latched:
             controller.stop(self._latched)
@@ -227,7 +224,8 @@ class ControllerNode(ManagedNode):
         run = self._running()
         with run.lock:
             # Simulated time is a message, and none is taken while this waits.
-            self._clock_stands_since_ns = time.monotonic_ns()
+            if self.get_parameter("use_sim_time").value:
+                run.clock_stands_since_ns = time.monotonic_ns()
             run.controller.stop("the node is being deactivated")
         end_s = time.monotonic() + run.controller.to_rest_s + _REST_SLACK_S
         while not run.rests and time.monotonic() < end_s:
@@ -499,8 +497,9 @@ class ControllerNode(ManagedNode):
     def _moment(self) -> Moment:
         """Asked for under the lock: between two threads an older one would be a jump back."""
         now_ns, steady_ns = self.now_ns(), time.monotonic_ns()
-        if self._clock_stands_since_ns is not None and self._simulated_time and now_ns > 0:
-            now_ns += steady_ns - self._clock_stands_since_ns
+        stands_since_ns = self._running().clock_stands_since_ns
+        if stands_since_ns is not None and now_ns > 0:
+            now_ns += steady_ns - stands_since_ns
         return Moment(now_ns, steady_ns)
 
     def _running(self) -> ControlRun:

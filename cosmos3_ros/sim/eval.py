@@ -133,10 +133,10 @@ def evaluate(args: argparse.Namespace) -> None:
     # Named twice, a task is still one: the same scenes again say nothing new.
     kinds = list(dict.fromkeys(args.task or KINDS))
     _require_new_scenes(bundle, args.seed, kinds)
-    # An earlier evaluation is not to be taken for this one, nor some of its tasks for the whole.
+    # Some of the tasks are not to be taken for the whole; an earlier evaluation stays until then.
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.unlink(missing_ok=True)
     so_far = args.out.with_suffix(".partial")
+    so_far.unlink(missing_ok=True)
     results: list[EpisodeResult] = []
     passed = Passed()
     total = len(kinds) * args.episodes

@@ -89,7 +89,8 @@ def seconds_per_plan(found: dict[str, Any]) -> float:
 def test_a_policy_that_dies_in_the_middle_ends_the_evaluation_with_its_log(
     tmp_path: Path, pico: Exported
 ) -> None:
-    (tmp_path / "eval.json").write_text("of an earlier evaluation")
+    for name in ("eval.json", "eval.partial"):
+        (tmp_path / name).write_text("of an earlier evaluation")
     process = start_eval(tmp_path / "eval.json", "--task", "touch", "--episodes", 50)
     log = tmp_path / "eval_logs" / "controller_node.log"
     deadline = time.monotonic() + 60
@@ -103,7 +104,8 @@ def test_a_policy_that_dies_in_the_middle_ends_the_evaluation_with_its_log(
     assert stderr.startswith("eval: policy_node ended early with exit code -9; the end of")
     assert "warm-up plan" in stderr and "Traceback" not in stderr
     assert not [pid for pid in pids.values() if Path(f"/proc/{pid}").exists()]
-    assert not (tmp_path / "eval.json").exists()
+    assert (tmp_path / "eval.json").read_text() == "of an earlier evaluation"
+    assert not (tmp_path / "eval.partial").exists()
 
 
 def test_the_twin_writes_the_same_figures_and_each_task_once(
