@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
+from typing import Any
 
-import yaml
+import pytest
 from bundles import ENGINES, Exported
 from safetensors import safe_open
 
@@ -19,9 +21,20 @@ def test_it_was_exported_by_the_recipe_that_trains_it(pico: Exported) -> None:
     assert kept == load_recipe(ENGINES / "pico.yaml")
     contract = pico.bundle.manifest.contract
     assert (contract.chunk, contract.sampler.steps) == (kept.chunk, kept.steps)
-    assert (
-        training_settings(kept).seed
-        == yaml.safe_load((CHECKPOINT / "training.json").read_text())["seed"]
+    assert training_settings(kept).seed == facts()["seed"]
+
+
+def test_it_is_of_one_training_from_nothing_in_at_most_three_hours_on_two_cores() -> None:
+    found = facts()
+    minutes = [found[f"{s}_minutes"] for s in ("demonstrations", "vae", "latents", "policy")]
+    assert min(minutes) > 0
+    assert sum(minutes) == pytest.approx(found["minutes"], abs=0.3)
+    assert found["minutes"] <= 180
+    assert found["cores"] == found["threads"] == 2
+    settings = training_settings(load_recipe(ENGINES / "pico.yaml"))
+    assert (found["episodes"], found["held_out_episodes"]) == (
+        settings.data.episodes,
+        settings.data.held_out,
     )
 
 
@@ -34,3 +47,8 @@ def test_it_has_at_most_12_million_weights_and_40_megabytes(pico: Exported) -> N
             weights += sum(math.prod(tensors.get_slice(name).get_shape()) for name in names)
     assert 1_000_000 < weights <= 12_000_000
     assert sum(path.stat().st_size for path in pico.bundle.path.iterdir()) <= 40_000_000
+
+
+def facts() -> dict[str, Any]:
+    """What its training said at its end."""
+    return dict(json.loads((CHECKPOINT / "training.json").read_text()))
