@@ -105,8 +105,8 @@ def require_in_time(chunk: Chunk, newest_plan_id: int, now_ns: int, timeouts: Ti
     if -age_s > timeouts.clock_jump_s:
         raise ChunkRefused(
             Refusal.FUTURE,
-            f"its stamp is {-age_s:.3f} s ahead of the clock; expected clocks that agree, and "
-            "use_sim_time alike in all nodes",
+            f"its stamp is {-age_s:.3f} s ahead of the clock; expected clocks that agree, "
+            "use_sim_time alike in all nodes, and a plan made since the clock went back, if it did",
         )
 
 
