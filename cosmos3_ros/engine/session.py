@@ -161,6 +161,11 @@ class Contract:
         return (1, self.latent_channels, self.latent_frames, self.latent_height, self.latent_width)
 
     @property
+    def predicted_rows(self) -> int:
+        """How many rows ahead the decoded frames reach, a frame a row."""
+        return (self.frame_latents - 1) * self.temporal_compression
+
+    @property
     def tokens(self) -> int:
         """Generation tokens of one forward: video and action."""
         frames, height, width = self.grid

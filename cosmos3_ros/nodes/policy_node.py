@@ -70,11 +70,10 @@ class PolicyNode(ManagedNode):
         self._space = command_space(embodiment)
         # Only a state row asks for joints; without one the robot need not publish any.
         self._joints = JointMap(embodiment, parameters.joint_names) if contract.state_row else None
-        last_frame = (contract.frame_latents - 1) * contract.temporal_compression
-        if parameters.predicted_frame_rows > last_frame:
+        if parameters.predicted_frame_rows > contract.predicted_rows:
             raise ParameterError(
                 f"parameter 'predicted_frame_rows' is {parameters.predicted_frame_rows}, the "
-                f"bundle decodes {last_frame} frames; expected no more"
+                f"bundle decodes {contract.predicted_rows} frames; expected no more"
             )
         if parameters.state_ahead and not contract.state_row:
             raise ParameterError(

@@ -99,7 +99,7 @@ def _draw_caption(part: SubFigure, summary: Summary) -> None:
 
 
 def _picture_rows(glimpses: list[Glimpse]) -> PictureRows:
-    """Rows of pictures: each camera, then what was predicted, then the difference."""
+    """Rows of pictures: each camera, then what was predicted, what came, and the difference."""
     cameras = list(glimpses[0].cameras) if glimpses else []
     rows: PictureRows = [
         (f"camera\n{name}", [g.cameras[name] for g in glimpses]) for name in cameras
@@ -107,6 +107,7 @@ def _picture_rows(glimpses: list[Glimpse]) -> PictureRows:
     if any(g.predicted is not None for g in glimpses):
         rows.append(("predicted", [g.predicted for g in glimpses]))
     if any(g.seen is not None for g in glimpses):
+        rows.append(("what came", [g.seen for g in glimpses]))
         rows.append(("difference", [_difference(g) for g in glimpses]))
     return [row for row in rows if any(p is not None for p in row[1])]
 

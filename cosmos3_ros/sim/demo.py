@@ -184,6 +184,8 @@ def demonstrate(
     loaded = load_bundle(bundle)
     embodiment = require_arm(loaded)
     require_runnable(loaded)
+    # As far ahead as frames are decoded: a row ahead hardly anything has moved.
+    policy = {**policy, "predicted_frame_rows": loaded.manifest.contract.predicted_rows}
     environment = ros_environment()
     os.environ.update(environment)
     with Children(out / "logs", environment) as children:

@@ -7,6 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from recordings import (
@@ -121,6 +122,23 @@ def test_a_prediction_stands_beside_the_picture_of_its_own_time(recording: Path)
         assert glimpse.predicted is not None and glimpse.seen is not None
         assert glimpse.predicted.shape == glimpse.seen.shape == (HEIGHT // 2, WIDTH // 2, 3)
         assert glimpse.seen.mean() == pytest.approx(40 + frame, abs=1)
+
+
+def test_what_came_is_drawn_under_what_was_predicted_for_that_time(recording: Path) -> None:
+    run = read(recording)
+    rows: dict[str, list[np.ndarray]] = {}
+    label = ""
+    for axes in compose(run).findobj(Axes):
+        if axes.images:
+            label = axes.get_ylabel() or label
+            rows.setdefault(label, []).append(np.asarray(axes.images[0].get_array()))
+    assert list(rows) == ["camera\nexterior_2", "predicted", "what came", "difference"]
+    for i, glimpse in enumerate(run.glimpses):
+        assert glimpse.predicted is not None and glimpse.seen is not None
+        assert (rows["predicted"][i] == glimpse.predicted).all()
+        assert (rows["what came"][i] == glimpse.seen).all()
+        apart = abs(glimpse.predicted.mean() - glimpse.seen.mean())
+        assert rows["difference"][i].mean() == pytest.approx(apart, abs=1)
 
 
 def test_series_are_by_joint_name_on_the_nodes_clock(recording: Path) -> None:

@@ -79,6 +79,11 @@ def test_the_arm_goes_where_it_is_told_and_elsewhere_when_told_otherwise(tmp_pat
     with open_bag(tmp_path / "demo" / "output.mcap") as bag:
         planned_ns = next(bag.messages(bag.named("action_chunk"))).log_ns
         told_ns = [message.log_ns for message in bag.messages(bag.named("instruction"))]
+        frames_ns = {message.stamp_ns for message in bag.messages(bag.named("predicted_frame"))}
+        starts = [message.decoded().start for message in bag.messages(bag.named("action_chunk"))]
+    # Four frames at 15 Hz are as many as pico decodes.
+    predicted_ns = {start.sec * 10**9 + start.nanosec + round(4e9 / 15) for start in starts}
+    assert frames_ns and frames_ns <= predicted_ns
     # The script's time begins with the first plan, however long the nodes took to get there.
     for line, at_ns in zip(SCRIPT[1:], told_ns[1:], strict=True):
         assert (at_ns - planned_ns) / 1e9 > line.at_s - 1.0
