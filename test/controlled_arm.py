@@ -40,11 +40,14 @@ class Arm:
     ``steady_ns`` always runs on; ``now_ns`` is the node's clock, and may be made to jump.
     """
 
-    def __init__(self, *, observation_s: float = 5.0, **following: float) -> None:
+    def __init__(
+        self, *, observation_s: float = 5.0, simulated_time: bool = False, **following: float
+    ) -> None:
         self.controller = Controller(
             LIMITS,
             Following(HYSTERESIS, JUMP, STAYS, **following),
             replace(TIMEOUTS, observation_s=observation_s),
+            simulated_time=simulated_time,
         )
         self.now_ns, self.steady_ns = START_NS, 5 * NS_PER_S
         self.position = HOME

@@ -80,8 +80,11 @@ def require_fitting(chunk: Chunk, limits: Limits, instruction: str | None) -> No
         )
 
 
-def require_in_time(chunk: Chunk, newest_plan_id: int, now_ns: int, timeouts: Timeouts) -> None:
-    """A new chunk of a recent observation that is not over yet. Raises ChunkRefused."""
+def require_in_time(
+    chunk: Chunk, newest_plan_id: int, now_ns: int, timeouts: Timeouts, most_ahead_ns: float
+) -> None:
+    """A new chunk of a recent observation that is not over yet, its stamp at most
+    ``most_ahead_ns`` ahead of the clock. Raises ChunkRefused."""
     if chunk.plan_id == newest_plan_id:
         raise ChunkRefused(Refusal.DUPLICATE, f"plan {chunk.plan_id} came before")
     if chunk.plan_id < newest_plan_id:
@@ -102,7 +105,7 @@ def require_in_time(chunk: Chunk, newest_plan_id: int, now_ns: int, timeouts: Ti
             f"it was planned from what is {age_s:.3f} s old; expected at most "
             f"{timeouts.observation_s:g} s",
         )
-    if -age_s > timeouts.clock_jump_s:
+    if chunk.stamp_ns - now_ns > most_ahead_ns:
         raise ChunkRefused(
             Refusal.FUTURE,
             f"its stamp is {-age_s:.3f} s ahead of the clock; expected clocks that agree, "

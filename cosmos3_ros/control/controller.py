@@ -37,6 +37,8 @@ from cosmos3_ros.control.watchdog import (
 # The longest time one step of the limits may stand for: after a stall of the process or of the
 # clock the arm sets off from rest, it does not catch up in one leap.
 MAX_STEP_S = 0.1
+# A node may see a simulator's clock so much later than what was stamped by it.
+_LAG_S = 0.1
 # From so far outside its position limits, as a share of their range, a robot moves back by itself.
 _AT_THE_LIMIT = 0.01
 # A measurement farther from the command than the arm travels in this time at its velocity limit is
@@ -134,6 +136,7 @@ class Controller:
         self._outside: Cause | None = None  # the last measurement was outside the limits
         self._astray: Cause | None = None  # it was far from the command of its time
         self._jumped: Cause | None = None
+        self._set_back_ns: int | None = None  # by how much a simulator's clock went back last
         self._stopped: Cause | None = None
 
     @property
@@ -189,8 +192,11 @@ class Controller:
         # A stamp ahead of the clock would keep a dead source alive for longer than the timeout.
         self._measured_ns = min(stamp_ns, moment.now_ns)
         self._astray = self._found_astray(self._measured_ns)
-        if since_jump:
-            # A simulator that restarted has put the arm elsewhere: hold it there.
+        if since_jump and self._set_back_ns is not None:
+            # A simulator has put the arm elsewhere, and its gripper: hold both there.
+            self._motion, self._anew = self._limits.at_rest(self._measured), True
+            self._kept = None
+        elif since_jump:
             self._set_off_from_measured()
 
     def predates_jump(self, stamp_ns: int, moment: Moment) -> bool:
@@ -198,7 +204,8 @@ class Controller:
         arm may be elsewhere now. Never again once something was measured since."""
         self._watch_clock(moment)
         waits = self._measured_ns is None and self._jumped is not None
-        return waits and self._is_jump(abs(stamp_ns - moment.now_ns))
+        ahead_ns = stamp_ns - moment.now_ns
+        return waits and (self._is_jump(-ahead_ns) or ahead_ns > self._most_ahead_ns)
 
     def hear(self, planner: int, steady_ns: int, *, alive: bool = True, lacks: str = "") -> None:
         """A sign of life of a planner; not ``alive``: it has ended, another may be followed.
@@ -252,7 +259,9 @@ class Controller:
         self._set_off_anew(moment)
         require_fitting(chunk, self._limits, self._instruction)
         self._require_planner(chunk, moment)
-        require_in_time(chunk, self._newest_plan_id, moment.now_ns, self._timeouts)
+        require_in_time(
+            chunk, self._newest_plan_id, moment.now_ns, self._timeouts, self._most_ahead_ns
+        )
         here = self._here
         if here is None or self._measured_ns is None:
             raise ChunkRefused(
@@ -406,6 +415,15 @@ class Controller:
     def _is_jump(self, forward_ns: int) -> bool:
         return forward_ns > self._timeouts.clock_jump_s * NS_PER_S
 
+    @property
+    def _most_ahead_ns(self) -> float:
+        """How far ahead of the clock a stamp may be. What a simulator sent before its clock went
+        back is ahead by as much as that."""
+        most_ns = self._timeouts.clock_jump_s * NS_PER_S
+        if self._set_back_ns is None:
+            return most_ns
+        return min(most_ns, max(self._set_back_ns / 2, _LAG_S * NS_PER_S))
+
     def _leapt(self, before: Moment, after: Moment) -> bool:
         """Whether the node's clock jumped in between, back, or forward of the steady one."""
         passed_ns = after.now_ns - before.now_ns
@@ -498,6 +516,7 @@ class Controller:
         self.jumps += 1
         # Times of before say nothing any more.
         self._jumped = Cause(Reason.CLOCK_JUMPED, f"the clock jumped by {_seconds(leap_ns)} s")
+        self._set_back_ns = -leap_ns if self._simulated_time and leap_ns < 0 else None
         self._forget_chunks()
         self._newest_plan_id = 0
         self._measured_ns = self._astray = None

@@ -127,8 +127,12 @@ class SimNode(Node):
     def _simulated_s(self) -> float:
         return self._steps / STEP_RATE_HZ
 
+    @property
+    def _now_ns(self) -> int:
+        return self._steps * 1_000_000_000 // STEP_RATE_HZ
+
     def _stamp(self) -> TimeMessage:
-        return Time(nanoseconds=self._steps * 1_000_000_000 // STEP_RATE_HZ).to_msg()
+        return Time(nanoseconds=self._now_ns).to_msg()
 
     def _image(self, camera: str, header: Header) -> Image:
         frame = self._world.frame(camera)
@@ -164,6 +168,9 @@ class SimNode(Node):
                 "expected a position for each name",
             )
             return
+        if self._is_of_before(message):
+            self._counts["commands_of_the_scene_before"] += 1
+            return
         self._counts["commands"] += 1
         named = dict(zip(message.name, message.position, strict=True))
         for joint, reason in self._world.command(named).items():
@@ -173,6 +180,17 @@ class SimNode(Node):
                 f"position {named[joint]} is {reason}; expected finite positions of "
                 f"{', '.join((*JOINTS, GRIPPER_JOINT))}",
             )
+
+    def _is_of_before(self, command: JointState) -> bool:
+        """Whether a command was meant for the scene before this one, whose clock was ahead.
+
+        Whoever stamps commands may take until the first picture to notice that the clock went
+        back, and commands the arm until then to where it was. No stamp: it is followed.
+        """
+        stamp_ns = Time.from_msg(command.header.stamp).nanoseconds
+        if not self._episode or stamp_ns == 0:
+            return False
+        return self._steps < STEPS_PER_FRAME or stamp_ns > self._now_ns
 
     def _refuse(self, reason: str, what: str, why: str) -> None:
         """Count a refusal; say it once for each thing that is refused."""

@@ -19,7 +19,7 @@ from controlled_arm import (
 )
 
 from cosmos3_ros.control.admission import Following
-from cosmos3_ros.control.chunk import NS_PER_S, Chunk
+from cosmos3_ros.control.chunk import NS_PER_S, Chunk, Refusal
 from cosmos3_ros.control.controller import Controller, State
 from cosmos3_ros.control.limits import Limits
 from cosmos3_ros.control.space import Space
@@ -256,6 +256,36 @@ def test_a_clock_that_jumps_lets_nothing_go_that_a_gripper_holds() -> None:
     arm.position = np.array([-1.0, 0.4])
     arm.now_ns -= ns(3)
     assert arm.tick().positions.tolist() == [-1.0, 1.0]
+
+
+def test_a_simulator_that_restarts_has_put_the_gripper_elsewhere_too() -> None:
+    arm = Arm(simulated_time=True)
+    arm.tick()
+    arm.follow(arm.plan(1, [[0.5, 1.0]] * 10))
+    arm.run(0.6)
+    assert arm.position[1] == 1.0
+    # The arm as near as it may be, the gripper open.
+    arm.position = np.array([0.51, 0.0])
+    arm.now_ns -= ns(3)
+    assert arm.tick().positions.tolist() == [0.51, 0.0]
+
+
+def test_what_a_simulator_sent_before_its_clock_went_back_is_not_taken_for_new() -> None:
+    """However little it went back: an episode may be shorter than any jump of a clock."""
+    arm = Arm(simulated_time=True)
+    arm.tick()
+    arm.follow(arm.ramp())
+    arm.run(0.8)
+    of_before, before_ns, was_at = arm.ramp(2), arm.now_ns, arm.position
+    arm.now_ns -= ns(0.8)
+    arm.controller.tick(arm.moment)
+    arm.controller.measure(was_at, before_ns, arm.moment)
+    assert arm.refusal_of(of_before) is Refusal.FUTURE
+    arm.position = np.array([-1.0, 0.0])
+    assert arm.tick().positions.tolist() == [-1.0, 0.0], "the arm was held where it had been"
+    arm.follow(arm.plan(1, [[-1.0, 0.0]] * 10))
+    arm.tick()
+    assert arm.controller.state is State.TRACKING
 
 
 def test_a_clock_that_is_set_while_it_runs_makes_nothing_faster() -> None:

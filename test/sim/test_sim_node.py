@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import rclpy
+from builtin_interfaces.msg import Time as TimeMessage
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
@@ -84,8 +85,11 @@ class Peer:
         self.until(lambda: nanoseconds(clocks[-1].clock) >= end, "the clock to go on")
         return {topic: list(messages) for topic, messages in self.heard.items()}
 
-    def command(self, positions: dict[str, float]) -> None:
-        self.commands.publish(JointState(name=[*positions], position=[*positions.values()]))
+    def command(self, positions: dict[str, float], stamp: TimeMessage | None = None) -> None:
+        message = JointState(name=[*positions], position=[*positions.values()])
+        if stamp is not None:
+            message.header.stamp = stamp
+        self.commands.publish(message)
 
     def reset(self) -> str:
         answer = self.reset_client.call_async(Trigger.Request())
@@ -281,6 +285,26 @@ def test_a_reset_makes_the_next_scene_and_begins_the_clock_anew(
     assert len(set(scenes)) == 3
     assert "seed 5, episode 2: cubes red at (" in scenes[1]
     assert episodes() == scenes
+
+
+def test_what_was_meant_for_the_scene_before_does_not_move_the_next(
+    simulate: Callable[..., Simulation],
+) -> None:
+    # A tenth of the pace: there is no picture of the new scene in two thirds of a second.
+    peer = simulate(real_time_factor=0.1).peer
+    of_before = peer.listen(0.1)["/clock"][-1].clock
+    peer.reset()
+    peer.command(ASIDE, of_before)
+    peer.command(ASIDE, TimeMessage(nanosec=10_000_000))
+    heard = peer.listen(0.3)
+    model = World(render=False)
+    model.reset(0, 1)
+    np.testing.assert_allclose(heard["joint_states"][-1].position, model.positions, atol=2e-3)
+    values = {v.key: v.value for v in heard["/diagnostics"][-1].status[0].values}
+    assert values["commands_of_the_scene_before"] == "2"
+    peer.command(ASIDE, heard["/clock"][-1].clock)
+    moved = np.array(peer.listen(0.3)["joint_states"][-1].position)
+    assert abs(moved - model.positions).max() > 0.05, "commands of this scene are not followed"
 
 
 def test_black_cameras_show_nothing(simulate: Callable[..., Simulation]) -> None:
