@@ -199,7 +199,8 @@ class Observer:
         """Poses nearest to a stamp [number of topics, 7]."""
         poses = np.zeros((len(self._poses), POSE_WIDTH))
         for row, (topic, history) in zip(poses, self._poses.items(), strict=True):
-            nearest = min(history, key=lambda pose: abs(stamp_ns(pose) - stamp), default=None)
+            later_first = reversed(history)
+            nearest = min(later_first, key=lambda pose: abs(stamp_ns(pose) - stamp), default=None)
             skew_s = math.inf if nearest is None else abs(stamp_ns(nearest) - stamp) / 1e9
             if nearest is None or skew_s > self._limits.joint_skew_s:
                 found = "nothing" if nearest is None else f"one {skew_s:.3f} s away"
@@ -222,7 +223,8 @@ class Observer:
     ) -> dict[str, float]:
         found: dict[str, float] = {}
         limit_ns = self._limits.joint_skew_s * 1e9
-        near = (entry for entry in history if abs(entry[0] - stamp) <= limit_ns)
+        # Of two of one time the later message counts.
+        near = (entry for entry in reversed(history) if abs(entry[0] - stamp) <= limit_ns)
         for _, named in sorted(near, key=lambda entry: abs(entry[0] - stamp)):
             for name in names:
                 if name not in found and name in named:

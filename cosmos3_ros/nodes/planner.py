@@ -96,6 +96,7 @@ class Planner(Worker):
         self._prompt: Prompt | None = None
         self._tried: int | None = None
         self._last_stamp: int | None = None
+        self._jumps = 0  # of the clock: what began before one is of another time
         self._due = 0.0  # no plan before this time of the monotonic clock [s]
         self._free_ns = 0  # when the engine had done its last work, by the node's clock
         self._engine_s = 0.0  # how long that took
@@ -118,7 +119,9 @@ class Planner(Worker):
             self._observer.clear()
             self._overlap.forget()
             self._tried = self._last_stamp = None
-            self._due = 0.0
+            self._due, self._free_ns = 0.0, 0
+            self._jumps += 1
+            self.changed.notify_all()
 
     def hear(self, heard: Heard) -> None:
         """What the controller says of the chunks it got."""
@@ -197,7 +200,7 @@ class Planner(Worker):
             prompt = self._prompt
             if prompt is None:
                 return  # another instruction came meanwhile
-            self._tried = self._observer.progress()
+            self._tried, jumps = self._observer.progress(), self._jumps
             observer = self._observer.snapshot()
         try:
             stamped = observer.observe(self._now_ns())
@@ -206,7 +209,7 @@ class Planner(Worker):
             return
         with self.changed:
             overlap = self._overlap
-            if not overlap.may_begin(stamped.stamp_ns):
+            if self._jumps != jumps or not overlap.may_begin(stamped.stamp_ns):
                 return
             self._observations += 1
             self._last_stamp = stamped.stamp_ns
@@ -227,13 +230,13 @@ class Planner(Worker):
         except PlanError as error:
             self._reject(self._rejected_chunks, "not_finite", str(error))
             return
-        self.rest_until(time.monotonic() + self._added_latency_s)
+        self.rest_until(time.monotonic() + self._added_latency_s, lambda: self._jumps == jumps)
         self._engine_s = plan.engine_s + self._added_latency_s
         latency_s = time.monotonic() - started
         now_ns = self._free_ns = self._now_ns()
-        if now_ns < started_ns:
-            return  # the clock jumped back meanwhile: the plan is of another time
         with self.changed:
+            if self._jumps != jumps or now_ns < started_ns:
+                return  # the clock jumped back meanwhile: the plan is of another time
             start_ns = overlap.arrived(stamped.stamp_ns, now_ns)
         if ahead is not None:
             start_ns = max(start_ns, ahead.at_ns)
@@ -248,8 +251,7 @@ class Planner(Worker):
             return
         with self.changed:
             # Ended, another instruction, or a jump of the clock: the plan is of another time.
-            forgotten = self._last_stamp != stamped.stamp_ns
-            if self.stopping or self._prompt is not prompt or forgotten:
+            if self.stopping or self._prompt is not prompt or self._jumps != jumps:
                 return
             self._plans += 1
             self._latencies.append(latency_s)

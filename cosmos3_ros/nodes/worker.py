@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 
 class Worker(ABC):
@@ -33,9 +34,8 @@ class Worker(ABC):
         if self._thread.is_alive():
             self._thread.join()
 
-    def rest_until(self, moment: float) -> bool:
-        """Wait for a time of the monotonic clock [s]. False: told to stop meanwhile."""
+    def rest_until(self, moment: float, still: Callable[[], bool] = lambda: True) -> None:
+        """Wait for a time of the monotonic clock [s], while ``still`` and not told to stop."""
         with self.changed:
-            while not self.stopping and (left := moment - time.monotonic()) > 0:
+            while not self.stopping and still() and (left := moment - time.monotonic()) > 0:
                 self.changed.wait(left)
-            return not self.stopping

@@ -86,6 +86,14 @@ def test_the_joint_state_nearest_to_the_picture_is_taken(droid: Embodiment) -> N
     assert observer.observe(NOW + 40 * MS).observation.state[0] == pytest.approx(0.3)
 
 
+def test_of_two_joint_states_of_one_time_the_later_is_taken(droid: Embodiment) -> None:
+    """A leftover of before a jump of the clock may have the stamp of one after it."""
+    observer = complete(droid)
+    names = [*droid.joints, "finger_joint"]
+    observer.on_joint_states(joints(NOW, names, [0.9] * 8))
+    assert observer.observe(NOW).observation.state[0] == pytest.approx(0.9)
+
+
 def test_other_robots_name_their_joints_otherwise(droid: Embodiment) -> None:
     names = tuple(f"fr3_joint{i}" for i in range(1, 8))
     observer = Observer(droid, JointMap(droid, names), False, LIMITS)
