@@ -223,16 +223,22 @@ def _copy(printed: IO[bytes], log: Path) -> None:
 
 
 def end_on_signals() -> None:
-    """Let SIGINT and SIGTERM unwind this program like an exit, so that its children are stopped.
+    """Let SIGINT, SIGTERM and SIGHUP (a lost terminal; not under nohup) unwind this program like an
+    exit, so that its children are stopped. A second one does not stop it from stopping them.
 
     A shell starts what runs in its background with SIGINT ignored, and children inherit that.
     """
+    ending = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        ending.append(signal.SIGHUP)
 
     def leave(number: int, _: FrameType | None) -> None:
+        for each in ending:
+            signal.signal(each, signal.SIG_IGN)
         raise SystemExit(128 + number)
 
-    signal.signal(signal.SIGINT, leave)
-    signal.signal(signal.SIGTERM, leave)
+    for number in ending:
+        signal.signal(number, leave)
 
 
 def ros_environment(domain_id: int | None = None) -> dict[str, str]:

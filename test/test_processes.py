@@ -182,32 +182,63 @@ def test_no_domain_left_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
         free_domain_id()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_program_that_is_ended_ends_its_children_even_from_a_shells_background(
     tmp_path: Path, number: signal.Signals
 ) -> None:
+    background = 'trap "" INT; exec "$@"'  # what a script's & does
+    parent, pids = parent_of_two(tmp_path, background)
+    parent.send_signal(number)
+    assert parent.wait(30) == 128 + number
+    require_ended(pids, tmp_path)
+
+
+def test_a_second_interrupt_leaves_no_child_behind(tmp_path: Path) -> None:
+    parent, pids = parent_of_two(tmp_path, 'exec "$@"')
+    parent.send_signal(signal.SIGINT)
+    # While it waits for the first of them.
+    until(lambda: "interrupted" in (tmp_path / "1.log").read_text())
+    parent.send_signal(signal.SIGINT)
+    assert parent.wait(30) == 128 + signal.SIGINT
+    require_ended(pids, tmp_path)
+
+
+def test_a_program_under_nohup_outlives_its_terminal(tmp_path: Path) -> None:
+    parent, pids = parent_of_two(tmp_path, 'trap "" HUP; exec "$@"')
+    parent.send_signal(signal.SIGHUP)
+    time.sleep(0.5)
+    assert parent.poll() is None
+    parent.send_signal(signal.SIGTERM)
+    assert parent.wait(30) == 128 + signal.SIGTERM
+    require_ended(pids, tmp_path)
+
+
+def parent_of_two(logs: Path, shell: str) -> tuple[subprocess.Popen[str], list[str]]:
+    """A program of ours that a shell starts, and the process ids of its children."""
     program = f"""
 import sys, time
 from pathlib import Path
 from cosmos3_ros.processes import Children, end_on_signals, ros_environment
 end_on_signals()
-with Children(Path({str(tmp_path)!r}), ros_environment()) as children:
-    child = children.start("child", sys.executable, "-c", {PATIENT!r})
-    while "ready" not in child.log.read_text():
-        time.sleep(0.02)
-    print(child.process.pid, flush=True)
+with Children(Path({str(logs)!r}), ros_environment()) as children:
+    for name in "01":
+        child = children.start(name, sys.executable, "-c", {PATIENT!r})
+        while "ready" not in child.log.read_text():
+            time.sleep(0.02)
+    print(*(child.process.pid for child in children.running), flush=True)
     time.sleep(60)
 """
-    background = 'trap "" INT; exec "$@"'  # what a script's & does
     parent = subprocess.Popen(
-        ["sh", "-c", background, "sh", sys.executable, "-c", program],
+        ["sh", "-c", shell, "sh", sys.executable, "-c", program],
         stdout=subprocess.PIPE,
         text=True,
     )
     assert parent.stdout is not None
-    child_pid = int(parent.stdout.readline())
-    parent.send_signal(number)
-    assert parent.wait(30) == 128 + number
-    parent.stdout.close()
-    assert not Path(f"/proc/{child_pid}").exists()
-    assert "interrupted" in (tmp_path / "child.log").read_text()
+    with parent.stdout:
+        return parent, parent.stdout.readline().split()
+
+
+def require_ended(pids: list[str], logs: Path) -> None:
+    for name, pid in zip("01", pids, strict=True):
+        assert not Path(f"/proc/{pid}").exists()
+        assert "interrupted" in (logs / f"{name}.log").read_text()
