@@ -21,13 +21,13 @@ CONDITIONS = (
 )
 
 
-# Added latency passes in real time: a simulation slower than it was asked to be has less of it. A
-# busy machine is late now and then.
+# Plans, the pauses between them and added latency pass in real time: in a simulation slower than it
+# was asked to be they are shorter. A busy machine is late now and then.
 LEAST_SHARE_OF_PACE = 0.8
 
 
 class EvaluationError(ValueError):
-    """A file is no evaluation."""
+    """A file is no evaluation, or cannot become one."""
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,11 @@ class Evaluation:
     real_time_factor: float | None = None
 
     @property
-    def less_latency(self) -> bool:
-        """Less latency was added than was asked for: the simulation lagged behind."""
+    def lagged(self) -> bool:
+        """The simulation fell behind the pace that was asked for."""
         if self.pace is None or self.real_time_factor is None:
             return False
-        lagged = self.pace < LEAST_SHARE_OF_PACE * self.real_time_factor
-        return lagged and self.conditions["added_latency_ms"] != 0
+        return self.pace < LEAST_SHARE_OF_PACE * self.real_time_factor
 
 
 def load_evaluation(path: Path) -> Evaluation:
@@ -118,9 +117,9 @@ def _verdict(here: Evaluation, there: Evaluation, task: str) -> str:
     }
     other = [f"{name} {b} there, {a} here" for name, (a, b) in pairs.items() if a != b]
     other += [
-        f"latency added at pace {evaluation.pace:g} of {evaluation.real_time_factor:g} {where}"
+        f"pace {evaluation.pace:g} of {evaluation.real_time_factor:g} {where}"
         for where, evaluation in (("there", there), ("here", here))
-        if evaluation.less_latency
+        if evaluation.lagged
     ]
     if other:
         return f"not comparable: {'; '.join(other)}"

@@ -37,7 +37,13 @@ from cosmos3_ros.sim.arguments import (
     at_most,
     parse,
 )
-from cosmos3_ros.sim.comparison import Evaluation, comparison, evaluation_of, load_evaluation
+from cosmos3_ros.sim.comparison import (
+    Evaluation,
+    EvaluationError,
+    comparison,
+    evaluation_of,
+    load_evaluation,
+)
 from cosmos3_ros.sim.offline import Conditions, Offline
 from cosmos3_ros.sim.scoring import EpisodeResult, Passed, score, table
 from cosmos3_ros.sim.tasks import KINDS, Trial, draw_trials
@@ -124,7 +130,7 @@ def evaluate(args: argparse.Namespace) -> None:
 
     Raises AnotherRobot for a bundle of one, BundleError for one that this CPU cannot run,
     SeenScenes for scenes of its training, EvaluationError for no earlier evaluation to compare
-    with, ProcessFailed where a node fails.
+    with, and for a place that cannot be written, ProcessFailed where a node fails.
     """
     bundle = load_bundle(args.bundle or resource("engines", "pico"))
     require_arm(bundle)
@@ -133,6 +139,10 @@ def evaluate(args: argparse.Namespace) -> None:
     # Named twice, a task is still one: the same scenes again say nothing new.
     kinds = list(dict.fromkeys(args.task or KINDS))
     _require_new_scenes(bundle, args.seed, kinds)
+    if args.out.is_dir():
+        raise EvaluationError(f"--out '{args.out}' is a folder; expected a file to write")
+    if args.record is not None:
+        args.record.unlink(missing_ok=True)
     # Some of the tasks are not to be taken for the whole; an earlier evaluation stays until then.
     args.out.parent.mkdir(parents=True, exist_ok=True)
     so_far = args.out.with_suffix(".partial")
@@ -160,7 +170,7 @@ def evaluate(args: argparse.Namespace) -> None:
     so_far.replace(args.out)
     print(table(content))
     evaluation = evaluation_of(content)
-    if evaluation.less_latency:
+    if evaluation.lagged:
         print(_lag(evaluation), file=sys.stderr)
     if earlier is not None:
         print(comparison(evaluation, earlier))
@@ -193,11 +203,13 @@ def _training_seed(bundle: Bundle) -> int | None:
 
 
 def _lag(evaluation: Evaluation) -> str:
+    conditions = evaluation.conditions
     return (
         f"eval: warning: {evaluation.pace:g} simulated seconds a second, "
-        f"{evaluation.real_time_factor:g} asked for: added latency passes in real time, so less "
-        f"than {evaluation.conditions['added_latency_ms']:g} ms of it passed in the simulation; "
-        "free the machine or ask for a lower --real-time-factor"
+        f"{evaluation.real_time_factor:g} asked for: plans and added latency take real time, so "
+        f"in the simulation it planned more often than asked for ({conditions['plan_rate_hz']:g} "
+        f"Hz) and with less latency added ({conditions['added_latency_ms']:g} ms); free the "
+        "machine or ask for a lower --real-time-factor"
     )
 
 
