@@ -71,20 +71,23 @@ class Episode:
         """
         if column not in self.rows.column_names:
             raise LeRobotError(
-                f"episode {self.index} has no column '{column}'; found "
+                f"episode {self.index} of '{self.dataset.path}' has no column '{column}'; found "
                 f"{', '.join(sorted(self.rows.column_names))}"
             )
         try:
             values = np.array(self.rows[column].to_pylist(), np.float64)
         except (TypeError, ValueError) as error:
             raise LeRobotError(
-                f"column '{column}' of episode {self.index} is no table of numbers: {error}"
+                f"episode {self.index} of '{self.dataset.path}': column '{column}' is no table of "
+                f"numbers ({error}); expected as many in every row"
             ) from None
         values = values.reshape(len(self.rows), -1)
         if not np.isfinite(values).all():
             row = int(np.flatnonzero(~np.isfinite(values).all(1))[0])
             raise LeRobotError(
-                f"column '{column}' of episode {self.index} is NaN or infinite in row {row}"
+                f"episode {self.index} of '{self.dataset.path}': column '{column}' is NaN or "
+                f"infinite in row {row}; expected finite numbers: mend the row, or leave the "
+                "episode out"
             )
         return values
 

@@ -6,6 +6,7 @@ import argparse
 import multiprocessing
 from collections.abc import Callable, Iterator
 from functools import partial
+from multiprocessing.pool import IMapIterator
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,8 @@ _STAYS = {"touch": 14, "lift": 24, "any": 14}
 _TASK_STREAM = 1
 # Clips of a chunk's length begin anywhere: an episode has room for some of them [frames].
 SHORTEST = 24
+# How often to see whether the processes still live.
+_LOOK_PERIOD_S = 2.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -88,10 +91,28 @@ def make_episodes(
         # A renderer belongs to one process; it does not survive a fork.
         multiprocessing.get_context("spawn").Pool(processes) as pool,
     ):
-        for count in pool.imap_unordered(write, missing):
+        for count in _from(pool.imap_unordered(write, missing)):
             bar.update(count)
             written()
     finish(out, layout(load_embodiment(EMBODIMENT)), files)
+
+
+def _from(counts: IMapIterator[int]) -> Iterator[int]:
+    """What the processes of a pool give. Raises LeRobotError when one of them is killed: the pool
+    puts another in its place, and what it was at would be waited for in vain."""
+    began = {process.pid for process in multiprocessing.active_children()}
+    while True:
+        try:
+            yield counts.next(timeout=_LOOK_PERIOD_S)
+        except StopIteration:
+            return
+        except multiprocessing.TimeoutError:
+            now = {process.pid for process in multiprocessing.active_children()}
+            if now != began:
+                raise LeRobotError(
+                    "a process that makes demonstrations was killed, perhaps for want of memory; "
+                    "what is written stays: run the same command again, with fewer processes"
+                ) from None
 
 
 def layout(embodiment: Embodiment) -> Layout:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,13 +46,14 @@ from cosmos3_ros.training.begin import (
 from cosmos3_ros.training.captions import train_tokenizer
 from cosmos3_ros.training.dataset import Clip, Demonstrations
 from cosmos3_ros.training.episodes import instructions_of, make_episodes
-from cosmos3_ros.training.flow import make_texts
+from cosmos3_ros.training.flow import Texts, make_texts
 from cosmos3_ros.training.latents import LATENTS, encode
 from cosmos3_ros.training.policy import Clips, new_transformer, train_policy
 from cosmos3_ros.training.runs import (
     Stage,
     Stopwatch,
     TrainingError,
+    alone_in,
     draw_curves,
     read_curve,
     write_json,
@@ -78,7 +79,8 @@ def train(
 
     ``dataset``: demonstrations of the embodiment's robot; without it the simulated arm's are made.
     Raises RecipeError and EmbodimentError for what cannot be trained, LeRobotError for a data set
-    that does not fit, TrainingError where ``out`` holds another run or a damaged one.
+    that does not fit, TrainingError where ``out`` holds another run or a damaged one, or
+    another process is at it.
     """
     settings = training_settings(recipe)
     settings = settings if seed is None else replace(settings, seed=seed)
@@ -111,11 +113,47 @@ def train(
     bare = chatml(tokenizer_object=tokenizer)
     contract = make_contract(recipe, body, components_of(recipe, transformer, vae, bare))
     texts = make_texts(instructions, embodiment, contract, tokenizer)
-    # From here on nothing is refused any more: what is in the folder is this run's.
-    write_run(out, run)
+    begun = _Begun(
+        recipe=recipe,
+        embodiment=embodiment,
+        settings=settings,
+        contract=contract,
+        transformer=transformer,
+        vae=vae,
+        tokenizer=tokenizer,
+        instructions=instructions,
+        texts=texts,
+        shown=None if dataset is None else shown,
+    )
+    with alone_in(out):
+        # From here on nothing is refused any more: what is in the folder is this run's.
+        write_run(out, run)
+        _go_through_stages(begun, out, threads, compiled)
+    return out / CHECKPOINT
 
+
+@dataclass(frozen=True)
+class _Begun:
+    """What a run starts from. ``shown``: None where its demonstrations are made."""
+
+    recipe: Recipe
+    embodiment: Embodiment
+    settings: TrainingSettings
+    contract: Contract
+    transformer: Cosmos3OmniTransformer
+    vae: AutoencoderKLWan
+    tokenizer: Tokenizer
+    instructions: list[str]
+    texts: Texts
+    shown: Demonstrations | None
+
+
+def _go_through_stages(begun: _Begun, out: Path, threads: int, compiled: bool) -> None:
+    """From the demonstrations to the checkpoint."""
+    settings, contract, embodiment = begun.settings, begun.contract, begun.embodiment
+    vae, transformer, shown = begun.vae, begun.transformer, begun.shown
     made = Stopwatch(out, _EPISODES)
-    if dataset is None:
+    if shown is None:
         demonstrations = out / _EPISODES
         make_episodes(demonstrations, settings.data.episodes, settings.seed, threads, made.keep)
         shown = Demonstrations(demonstrations, embodiment, contract)
@@ -141,11 +179,11 @@ def train(
     )
     judges = np.array([clip.episode in held_out for clip in cut])
     set_statistics(vae, latents[~judges])
-    clips = _clips(shown, latents, cut, vae, embodiment, instructions)
+    clips = _clips(shown, latents, cut, vae, embodiment, begun.instructions)
     policy_s = train_policy(
         policy_stage,
         transformer,
-        texts,
+        begun.texts,
         _chosen(clips, ~judges),
         _chosen(clips, judges),
         contract,
@@ -160,15 +198,15 @@ def train(
         "policy": policy_s,
     }
     facts = {
-        "recipe": recipe.name,
+        "recipe": begun.recipe.name,
         "seed": settings.seed,
         "episodes": len(shown),
         "held_out_episodes": len(held_out),
         "too_short_episodes": shown.too_short,
         "clips": int((~judges).sum()),
         "frames": int(sum(len(states) for states in shown.states)),
-        "instructions": len(instructions),
-        "text_tokens_longest": int((texts.bias == 0).sum(1).max()),
+        "instructions": len(begun.instructions),
+        "text_tokens_longest": int((begun.texts.bias == 0).sum(1).max()),
         "transformer_parameters": sum(p.numel() for p in transformer.parameters()),
         "vae_parameters": sum(p.numel() for p in vae.parameters()),
         **{f"{stage}_minutes": round(s / 60, 1) for stage, s in taken_s.items()},
@@ -178,8 +216,7 @@ def train(
         "threads": threads,
     }
     draw_curves(out / _CURVES, _panels(vae_stage, policy_stage))
-    _write_checkpoint(out, recipe, transformer, vae, tokenizer, facts)
-    return out / CHECKPOINT
+    _write_checkpoint(out, begun.recipe, transformer, vae, begun.tokenizer, facts)
 
 
 def new_vae(recipe: Recipe, seed: int) -> AutoencoderKLWan:

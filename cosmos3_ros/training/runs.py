@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import json
+import os
 import pickle
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +34,26 @@ _COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red")
 
 class TrainingError(ValueError):
     """A training cannot begin, or cannot go on where another one stopped."""
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep other processes from a run's folder, where each would spoil what the other leaves.
+
+    Raises TrainingError where another one is at it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise TrainingError(
+                f"another process trains in '{folder}'; wait for it to end, or name another folder"
+            ) from None
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @dataclass(frozen=True)
@@ -113,7 +136,14 @@ class Progress:
     def save(self) -> None:
         saved = {"state": self._state(), "step": self.step, "seconds": self.seconds}
         partial = self.stage.state_file.with_suffix(".partial")
-        torch.save(saved, partial)
+        try:
+            torch.save(saved, partial)
+        except (OSError, RuntimeError) as error:  # torch's own of a disk that is full
+            partial.unlink(missing_ok=True)
+            raise TrainingError(
+                f"'{self.stage.state_file}' cannot be written at step {self.step} ({error}); what "
+                "was saved before is there still: make room, and run the same command again"
+            ) from error
         partial.replace(self.stage.state_file)
         self._saved = time.monotonic()
 
@@ -134,14 +164,21 @@ class Progress:
 class Stopwatch:
     """Time spent on a stage that leaves files, as kept with each of them.
 
-    ``seconds``: those of earlier attempts included, up to their last file.
+    ``seconds``: those of earlier attempts included, up to their last file. Raises TrainingError for
+    a file of it that is damaged.
     """
 
     def __init__(self, folder: Path, stage: str) -> None:
         self._file = folder / f"{stage}.time.json"
         self.seconds = 0.0
         if self._file.is_file():
-            self.seconds = float(json.loads(self._file.read_text())["seconds"])
+            try:
+                self.seconds = float(json.loads(self._file.read_text())["seconds"])
+            except (KeyError, TypeError, ValueError) as error:
+                raise TrainingError(
+                    f"'{self._file}' does not say how many seconds a stage took ({error!r}); "
+                    "remove it, and the time of earlier attempts is not counted"
+                ) from error
         self._since = time.monotonic()
 
     def keep(self) -> None:

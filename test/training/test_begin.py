@@ -248,6 +248,14 @@ def of_short_episodes(data: Path) -> None:
         edited(data, replaced("length", lambda lengths: [10] * len(lengths)), meta)
 
 
+def ended_early(data: Path) -> None:
+    """One episode of 22 frames in a video where there should be two."""
+    other = write_demonstrations(data.with_name("other"), episodes=2)
+    (short,) = data.glob("videos/*wrist/*/file-001.mp4")
+    (one,) = other.glob("videos/*wrist/*/file-001.mp4")
+    one.rename(short)
+
+
 def of_no_episodes(data: Path) -> None:
     for file in data.glob("meta/episodes/*/*.parquet"):
         pq.write_table(pq.read_table(file).slice(0, 0), file)
@@ -257,17 +265,22 @@ UNFIT: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing video": (without_videos, "episode 2 has no video"),
     "truncated video": (spoilt_video(truncate), "file-000.mp4' cannot be decoded"),
     "Git LFS pointer": (spoilt_video(point), "file-000.mp4' cannot be decoded"),
+    "video that ends early": (ended_early, "file-001.mp4' has no frame at 1.467 s"),
+    "rows missing of an episode": (
+        lambda data: edited(data, lambda table: table.slice(0, 30), FIRST),
+        "has 8 rows; expected 22",
+    ),
     "ragged action": (
         lambda data: edited(data, replaced(ACTION, one_short), SECOND),
-        "column 'action' of episode 2 is no table of numbers",
+        "column 'action' is no table of numbers",
     ),
     "NaN state": (
         lambda data: edited(data, replaced(STATE, with_nan), FIRST),
-        "column 'observation.state' of episode 1 is NaN or infinite in row 3",
+        "column 'observation.state' is NaN or infinite in row 3",
     ),
     "NaN action": (
         lambda data: edited(data, replaced(ACTION, with_nan), FIRST),
-        "column 'action' of episode 1 is NaN or infinite in row 3",
+        "column 'action' is NaN or infinite in row 3",
     ),
     "other joints in the state": (renamed(STATE), "'observation.state' names ur_joint0"),
     "other joints in the action": (renamed(ACTION), "'action' names ur_joint0"),

@@ -257,7 +257,7 @@ def test_nan_is_refused_with_its_row(tmp_path: Path, contract: Contract, column:
 
     path = edited(write_demonstrations(tmp_path / "data"), replaced(column, spoil), FIRST)
     said = refusal(path, contract)
-    assert f"column '{column}' of episode 1 is NaN or infinite in row 3" in said
+    assert f"episode 1 of '{path}': column '{column}' is NaN or infinite in row 3; " in said
 
 
 def test_ragged_rows_are_refused(tmp_path: Path, contract: Contract) -> None:
@@ -266,7 +266,9 @@ def test_ragged_rows_are_refused(tmp_path: Path, contract: Contract) -> None:
         return rows
 
     path = edited(write_demonstrations(tmp_path / "data"), replaced(ACTION, cut), SECOND)
-    assert "column 'action' of episode 2 is no table of numbers" in refusal(path, contract)
+    said = refusal(path, contract)
+    assert f"episode 2 of '{path}': column 'action' is no table of numbers" in said
+    assert "expected as many in every row" in said
 
 
 def test_an_episode_with_rows_missing_is_refused(tmp_path: Path, contract: Contract) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -131,6 +133,28 @@ def test_a_killed_run_goes_on_with_what_is_missing(tmp_path: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in before} == before, "made twice"
     assert len(load_episodes(load_dataset(out))) == 6
     assert not list(out.rglob(".*"))
+
+
+def test_a_process_that_is_killed_ends_the_run_with_what_to_do(tmp_path: Path) -> None:
+    out = tmp_path / "data"
+    words = ["make-episodes", str(out), "--episodes", "200", "--processes", "2"]
+    command = [sys.executable, "-m", "cosmos3_ros.cli", *words]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 60
+
+        def workers() -> list[int]:
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+            began = {int(pid): Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children}
+            return [pid for pid, command in began.items() if b"spawn_main" in command]
+
+        while not (out / "demonstrations.txt").exists() or len(workers()) < 2:
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.1)
+        os.kill(workers()[0], signal.SIGKILL)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "cosmos3 make-episodes: a process that makes demonstrations was killed" in said
+    assert "Traceback" not in said
 
 
 def test_an_empty_folder_is_filled_and_one_that_holds_something_is_left_alone(

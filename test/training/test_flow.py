@@ -7,11 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+from bundles import ENGINES
+from tokenizers import Tokenizer
 from training_parts import PICO_PANDA, small_recipe
 
 from cosmos3_ros.engine.export_contract import make_contract
-from cosmos3_ros.engine.export_model import Components, chatml
+from cosmos3_ros.engine.export_model import Components, chatml, make_components
 from cosmos3_ros.engine.export_reference import Start, stock_sampler, stock_velocity
+from cosmos3_ros.engine.recipe import load_recipe
 from cosmos3_ros.engine.session import Contract
 from cosmos3_ros.export_command import body_of
 from cosmos3_ros.policy.prompt import caption, tokenize
@@ -22,6 +25,7 @@ from cosmos3_ros.training.run import components_of, new_vae
 
 SAID = ("touch the red cube", "lift the blue block off the table, if you please")
 UNCONDITIONAL = len(SAID)
+CHECKPOINT = ENGINES / "pico_checkpoint"
 
 
 @dataclass(frozen=True)
@@ -36,18 +40,24 @@ class Parts:
         return Flow(self.components.transformer, self.contract).eval()
 
 
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory: pytest.TempPathFactory) -> Parts:
-    recipe = small_recipe(tmp_path_factory.mktemp("flow"))
-    transformer = new_transformer(recipe.model.transformer, PICO_PANDA.width, 0).eval()
-    with torch.no_grad():
-        # The heads begin near zero: let them say something.
-        transformer.proj_out.weight.mul_(5)
-        transformer.action_proj_out.fc.weight.mul_(5)
-        transformer.action_proj_out.bias.weight.normal_(0, 0.1)
-    tokenizer = train_tokenizer(SAID, 400)
-    bare = chatml(tokenizer_object=tokenizer)
-    components = components_of(recipe, transformer, new_vae(recipe, 0).eval(), bare)
+@pytest.fixture(scope="module", params=["small", "pico"])
+def parts(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Parts:
+    """Of a small model of random weights, and of the trained one that ships."""
+    if request.param == "pico":
+        recipe = load_recipe(ENGINES / "pico.yaml")
+        components = make_components(recipe, CHECKPOINT)
+        tokenizer = Tokenizer.from_file(str(CHECKPOINT / "tokenizer.json"))
+    else:
+        recipe = small_recipe(tmp_path_factory.mktemp("flow"))
+        transformer = new_transformer(recipe.model.transformer, PICO_PANDA.width, 0).eval()
+        with torch.no_grad():
+            # The heads begin near zero: let them say something.
+            transformer.proj_out.weight.mul_(5)
+            transformer.action_proj_out.fc.weight.mul_(5)
+            transformer.action_proj_out.bias.weight.normal_(0, 0.1)
+        tokenizer = train_tokenizer(SAID, 400)
+        bare = chatml(tokenizer_object=tokenizer)
+        components = components_of(recipe, transformer, new_vae(recipe, 0).eval(), bare)
     contract = make_contract(recipe, body_of(PICO_PANDA), components)
     wider = Contract(**{**vars(contract), "prompting": _with_room(contract)})
     texts = make_texts(SAID, PICO_PANDA, wider, tokenizer)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -11,12 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from training_parts import PICO_PANDA, small_recipe, trained
 
 from cosmos3_ros.replay.episode import load_dataset, load_episodes
 from cosmos3_ros.training import latents, runs
 from cosmos3_ros.training.run import train
-from cosmos3_ros.training.runs import Stopwatch, TrainingError
+from cosmos3_ros.training.runs import Progress, Stage, Stopwatch, TrainingError
 
 # Imports alone take most of a process's time, many times as long on a machine that is busy.
 pytestmark = pytest.mark.timeout(1200)
@@ -296,3 +299,49 @@ def test_the_facts_of_a_run_that_went_on_hold_the_time_that_was_spent_before(
         sum(facts[f"{stage}_minutes"] for stage in ("demonstrations", "vae", "latents", "policy")),
         abs=0.2,
     )
+
+
+def test_the_time_of_a_stage_that_is_damaged_is_refused_by_name(tmp_path: Path) -> None:
+    for damaged in ("", "{}", '{"seconds": "x"}'):
+        (tmp_path / "latents.time.json").write_text(damaged)
+        with pytest.raises(TrainingError, match=r"latents.time.json' does not say .*; remove it"):
+            Stopwatch(tmp_path, "latents")
+
+
+def test_a_run_that_another_process_is_at_is_left_alone(finished: Path, run: Path) -> None:
+    holder = subprocess.Popen(
+        ["flock", str(run), "sh", "-c", "echo held; exec sleep 60"],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*.*")}
+    try:
+        with pytest.raises(TrainingError, match=r"another process trains in '.*'; wait for it"):
+            go_on(finished, run)
+    finally:
+        os.killpg(holder.pid, signal.SIGKILL)
+        holder.wait()
+        holder.stdout.close()
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert go_on(finished, run).is_dir()
+
+
+def test_a_state_that_cannot_be_written_leaves_the_one_before(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, "vae")
+    progress = Progress(stage, lambda: {"weights": torch.zeros(3)}, lambda _: None)
+    progress.save()
+    before = stage.state_file.read_bytes()
+    large = Progress(stage, lambda: {"weights": torch.zeros(1_000_000)}, lambda _: None)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    full = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(TrainingError, match=r"vae.state.pt' cannot be written at step 0 .*;"):
+            large.save()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, full)
+    assert [path.name for path in tmp_path.iterdir()] == ["vae.state.pt"]
+    assert stage.state_file.read_bytes() == before
