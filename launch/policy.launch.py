@@ -1,7 +1,8 @@
 """The policy node and the controller node, configured and activated.
 
     ros2 launch cosmos3_ros policy.launch.py bundle:=/path/to/bundle embodiment:=droid_joint_pos \\
-        camera_topics:="wrist=/wrist/color/image_raw exterior_1=/left/color/image_raw"
+        camera_topics:="wrist=/wrist/color/image_raw exterior_1=/left/color/image_raw \\
+        exterior_2=/right/color/image_raw"
 
 When one of the two cannot be brought up the launch ends, with the reason in the log. When the
 policy node ends later, the controller node stays and holds the arm.

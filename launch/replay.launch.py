@@ -1,6 +1,7 @@
 """A bag into the policy node and the controller node, what they say into another bag.
 
-    ros2 launch cosmos3_ros replay.launch.py bag:=run.mcap bundle:=/path/to/bundle out:=output.mcap
+    ros2 launch cosmos3_ros replay.launch.py bag:=run.mcap bundle:=/path/to/bundle \\
+        embodiment:=droid_joint_pos out:=output.mcap
 
 It ends with the bag. Other arguments of policy.launch.py are taken too. ``cosmos3 replay`` does the
 same without launch, and writes a summary.
