@@ -213,6 +213,18 @@ def _numbers(episode: Episode, column: str, embodiment: Embodiment) -> np.ndarra
             f"column '{column}' of episode {episode.index} holds {values.shape[1]} numbers a row; "
             f"expected {embodiment.width}, the channels of embodiment '{embodiment.name}'"
         )
+    for channel, found in zip(embodiment.channels, values.T, strict=True):
+        # A little outside is a robot that overshoots; a whole range is degrees, or a percentage.
+        span = channel.upper - channel.lower
+        beyond = np.abs(found - (channel.lower + channel.upper) / 2) > 1.5 * span
+        if np.isfinite(span) and beyond.any():
+            row = int(np.argmax(beyond))
+            raise LeRobotError(
+                f"episode {episode.index} of '{episode.dataset.path}': column '{column}' has "
+                f"{found[row]:g} for '{channel.name}' in row {row}; expected {channel.lower:g} to "
+                f"{channel.upper:g} {channel.unit}, as embodiment '{embodiment.name}' has it: "
+                "convert the unit, or mend the file of the embodiment"
+            )
     return values
 
 

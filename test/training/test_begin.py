@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -248,6 +249,10 @@ def of_short_episodes(data: Path) -> None:
         edited(data, replaced("length", lambda lengths: [10] * len(lengths)), meta)
 
 
+def in_degrees(rows: list[list[float]]) -> list[list[float]]:
+    return [[*np.degrees(row[:7]).tolist(), row[7]] for row in rows]
+
+
 def ended_early(data: Path) -> None:
     """One episode of 22 frames in a video where there should be two."""
     other = write_demonstrations(data.with_name("other"), episodes=2)
@@ -281,6 +286,10 @@ UNFIT: dict[str, tuple[Callable[[Path], object], str]] = {
     "NaN action": (
         lambda data: edited(data, replaced(ACTION, with_nan), FIRST),
         "column 'action' is NaN or infinite in row 3",
+    ),
+    "actions in degrees": (
+        lambda data: edited(data, replaced(ACTION, in_degrees), FIRST),
+        "for 'joint_2' in row 0; expected -1.7 to 1.7 rad",
     ),
     "other joints in the state": (renamed(STATE), "'observation.state' names ur_joint0"),
     "other joints in the action": (renamed(ACTION), "'action' names ur_joint0"),
