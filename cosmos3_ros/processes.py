@@ -206,8 +206,10 @@ def _end(child: Child, timeout_s: float) -> Ending:
     try:
         return Ending(child, child.process.wait(timeout_s), killed=False)
     except subprocess.TimeoutExpired:
-        print(f"{child.name} did not end {timeout_s:g} s after SIGINT: killed", file=sys.stderr)
-        return Ending(child, _kill(child), killed=True)
+        ending = Ending(child, _kill(child), killed=True)
+        with suppress(OSError):  # the terminal may be lost
+            print(f"{child.name} did not end {timeout_s:g} s after SIGINT: killed", file=sys.stderr)
+        return ending
 
 
 def _kill(child: Child) -> int:
@@ -224,7 +226,7 @@ def _copy(printed: IO[bytes], log: Path) -> None:
 
 def end_on_signals() -> None:
     """Let SIGINT, SIGTERM and SIGHUP (a lost terminal; not under nohup) unwind this program like an
-    exit, so that its children are stopped. A second one does not stop it from stopping them.
+    exit, so that its children are stopped. A second one does not keep it from that; a third does.
 
     A shell starts what runs in its background with SIGINT ignored, and children inherit that.
     """
@@ -232,10 +234,13 @@ def end_on_signals() -> None:
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         ending.append(signal.SIGHUP)
 
+    came = 0
+
     def leave(number: int, _: FrameType | None) -> None:
-        for each in ending:
-            signal.signal(each, signal.SIG_IGN)
-        raise SystemExit(128 + number)
+        nonlocal came
+        came += 1
+        if came != 2:
+            raise SystemExit(128 + number)
 
     for number in ending:
         signal.signal(number, leave)

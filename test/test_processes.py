@@ -182,6 +182,7 @@ def test_no_domain_left_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
         free_domain_id()
 
 
+@pytest.mark.usefixtures("hangup")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_program_that_is_ended_ends_its_children_even_from_a_shells_background(
     tmp_path: Path, number: signal.Signals
@@ -194,7 +195,7 @@ def test_a_program_that_is_ended_ends_its_children_even_from_a_shells_background
 
 
 def test_a_second_interrupt_leaves_no_child_behind(tmp_path: Path) -> None:
-    parent, pids = parent_of_two(tmp_path, 'exec "$@"')
+    parent, pids = parent_of_two(tmp_path, 'exec "$@"', PATIENT.replace("0.2", "2.0"))
     parent.send_signal(signal.SIGINT)
     # While it waits for the first of them.
     until(lambda: "interrupted" in (tmp_path / "1.log").read_text())
@@ -213,7 +214,9 @@ def test_a_program_under_nohup_outlives_its_terminal(tmp_path: Path) -> None:
     require_ended(pids, tmp_path)
 
 
-def parent_of_two(logs: Path, shell: str) -> tuple[subprocess.Popen[str], list[str]]:
+def parent_of_two(
+    logs: Path, shell: str, child: str = PATIENT
+) -> tuple[subprocess.Popen[str], list[str]]:
     """A program of ours that a shell starts, and the process ids of its children."""
     program = f"""
 import sys, time
@@ -222,7 +225,7 @@ from cosmos3_ros.processes import Children, end_on_signals, ros_environment
 end_on_signals()
 with Children(Path({str(logs)!r}), ros_environment()) as children:
     for name in "01":
-        child = children.start(name, sys.executable, "-c", {PATIENT!r})
+        child = children.start(name, sys.executable, "-c", {child!r})
         while "ready" not in child.log.read_text():
             time.sleep(0.02)
     print(*(child.process.pid for child in children.running), flush=True)

@@ -39,6 +39,8 @@ from cosmos3_ros.control.watchdog import (
 MAX_STEP_S = 0.1
 # A node may see a simulator's clock so much later than what was stamped by it.
 _LAG_S = 0.1
+# What a robot does between two measurements is allowed for so long at least.
+_MEASURED_S = 0.05
 # From so far outside its position limits, as a share of their range, a robot moves back by itself.
 _AT_THE_LIMIT = 0.01
 # A measurement farther from the command than the arm travels in this time at its velocity limit is
@@ -120,6 +122,7 @@ class Controller:
         self._commanded = Commanded(timeouts.joint_s)
         self._measured: np.ndarray | None = None
         self._measured_ns: int | None = None  # None: older than a jump of the clock
+        self._found_ns = 0  # steady; when that was
         self._pending: Chunk | None = None  # accepted, taken over at the next tick
         self._chunk: Chunk | None = None  # in force
         self._path: Path | None = None
@@ -182,7 +185,7 @@ class Controller:
         """
         if not self._limits.space.holds(positions) or self.predates_jump(stamp_ns, moment):
             return
-        since_jump = self._measured_ns is None
+        since_jump, before = self._measured_ns is None, self._measured
         self._outside = self._found_outside(positions)
         if self._outside is not None:
             return
@@ -192,9 +195,11 @@ class Controller:
         # A stamp ahead of the clock would keep a dead source alive for longer than the timeout.
         self._measured_ns = min(stamp_ns, moment.now_ns)
         self._astray = self._found_astray(self._measured_ns)
-        if since_jump and self._set_back_ns is not None:
-            # A simulator has put the arm elsewhere, and its gripper: hold both there.
-            self._motion, self._anew = self._limits.at_rest(self._measured), True
+        passed_s = (moment.steady_ns - self._found_ns) / NS_PER_S
+        self._found_ns = moment.steady_ns
+        if since_jump and self._was_put_elsewhere(before, passed_s):
+            # By a simulator, which has put its gripper elsewhere, too: all begins from there.
+            self._set_off_from(self._measured)
             self._kept = None
         elif since_jump:
             self._set_off_from_measured()
@@ -494,9 +499,19 @@ class Controller:
         motion, measured = self._motion, self._measured
         if motion is None or measured is None or not self._is_elsewhere(motion.position):
             return
-        found = np.where(self._follows_commands, measured, motion.position)
-        self._motion, self._anew, self._astray = self._limits.at_rest(found), True, None
+        self._set_off_from(np.where(self._follows_commands, measured, motion.position))
+
+    def _set_off_from(self, position: np.ndarray) -> None:
+        self._motion, self._anew, self._astray = self._limits.at_rest(position), True, None
         self._commanded.forget()
+
+    def _was_put_elsewhere(self, before: np.ndarray | None, passed_s: float) -> bool:
+        """Whether a simulator's clock went back, and the robot is where it cannot have moved to
+        since it was measured ``before``."""
+        if self._set_back_ns is None or before is None or self._measured is None:
+            return False
+        apart = np.abs(self._limits.space.difference(self._measured, before))
+        return bool(np.any(apart > self._limits.velocity * max(passed_s, _MEASURED_S)))
 
     def _passed_s(self, previous: Moment, moment: Moment) -> float:
         """Between two ticks. A robot in real time moves by the steady clock, and the node's may be

@@ -203,13 +203,14 @@ def _training_seed(bundle: Bundle) -> int | None:
 
 
 def _lag(evaluation: Evaluation) -> str:
-    conditions = evaluation.conditions
+    rate_hz, added_ms = (evaluation.conditions[k] for k in ("plan_rate_hz", "added_latency_ms"))
+    more = ["plans came sooner"]
+    more += [f"at more than {rate_hz:g} Hz"] if rate_hz else []
+    more += [f"with less than {added_ms:g} ms added"] if added_ms else []
     return (
         f"eval: warning: {evaluation.pace:g} simulated seconds a second, "
-        f"{evaluation.real_time_factor:g} asked for: plans and added latency take real time, so "
-        f"in the simulation it planned more often than asked for ({conditions['plan_rate_hz']:g} "
-        f"Hz) and with less latency added ({conditions['added_latency_ms']:g} ms); free the "
-        "machine or ask for a lower --real-time-factor"
+        f"{evaluation.real_time_factor:g} asked for: plans take real time, so in the simulation "
+        f"{', '.join(more)}; free the machine or ask for a lower --real-time-factor"
     )
 
 

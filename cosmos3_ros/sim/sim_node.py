@@ -49,6 +49,8 @@ STEPS_PER_JOINT_STATE = 2
 REPORT_PERIOD_S = 1.0
 # Isaac Sim's bridge: reliable, keep last 10.
 QUEUE_DEPTH = 10
+# How far ahead of the clock a command may be stamped: for the time that it is executed.
+_STAMPED_AHEAD_NS = 1_000_000_000
 
 
 class SimNode(Node):
@@ -66,6 +68,7 @@ class SimNode(Node):
         self._episode = 0
         # Since the episode began, and before it.
         self._steps = self._elapsed_steps = 0
+        self._ended_ns = 0  # the clock at the end of the episode before
         self._counts: Counter[str] = Counter()
         self._warned: set[str] = set()
         self._touched: frozenset[str] = frozenset()
@@ -185,12 +188,14 @@ class SimNode(Node):
         """Whether a command was meant for the scene before this one, whose clock was ahead.
 
         Whoever stamps commands may take until the first picture to notice that the clock went
-        back, and commands the arm until then to where it was. No stamp: it is followed.
+        back, and commands the arm until then to where it was. No stamp, or that of another clock:
+        it is followed.
         """
         stamp_ns = Time.from_msg(command.header.stamp).nanoseconds
         if not self._episode or stamp_ns == 0:
             return False
-        return self._steps < STEPS_PER_FRAME or stamp_ns > self._now_ns
+        first = self._steps < STEPS_PER_FRAME
+        return first or self._now_ns < stamp_ns <= self._ended_ns + _STAMPED_AHEAD_NS
 
     def _refuse(self, reason: str, what: str, why: str) -> None:
         """Count a refusal; say it once for each thing that is refused."""
@@ -205,6 +210,7 @@ class SimNode(Node):
         self._world.reset(self._seed, self._episode)
         self._pace.restart()
         self._elapsed_steps += self._steps
+        self._ended_ns = self._now_ns
         self._steps = 0
         self._touched = frozenset()
         response.success = True

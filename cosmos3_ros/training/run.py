@@ -126,6 +126,7 @@ def train(
         shown=None if dataset is None else shown,
     )
     with alone_in(out):
+        require_same_run(out, run)
         # From here on nothing is refused any more: what is in the folder is this run's.
         write_run(out, run)
         _go_through_stages(begun, out, threads, compiled)

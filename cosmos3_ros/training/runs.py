@@ -138,13 +138,13 @@ class Progress:
         partial = self.stage.state_file.with_suffix(".partial")
         try:
             torch.save(saved, partial)
+            partial.replace(self.stage.state_file)
         except (OSError, RuntimeError) as error:  # torch's own of a disk that is full
             partial.unlink(missing_ok=True)
             raise TrainingError(
                 f"'{self.stage.state_file}' cannot be written at step {self.step} ({error}); what "
-                "was saved before is there still: make room, and run the same command again"
+                "was saved before is there still: see to the disk, and run the same command again"
             ) from error
-        partial.replace(self.stage.state_file)
         self._saved = time.monotonic()
 
     def _forget_after(self, step: int) -> None:

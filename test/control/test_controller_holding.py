@@ -270,6 +270,17 @@ def test_a_simulator_that_restarts_has_put_the_gripper_elsewhere_too() -> None:
     assert arm.tick().positions.tolist() == [0.51, 0.0]
 
 
+def test_a_simulators_clock_that_goes_back_moves_nothing_that_stayed_where_it_was() -> None:
+    arm = Arm(simulated_time=True)
+    arm.tick()
+    arm.follow(arm.plan(1, [[0.5, 1.0]] * 10))
+    arm.run(0.6)
+    arm.position = np.array([0.48, 0.4])  # it lags behind, and holds something
+    arm.controller.measure(arm.position, arm.now_ns, arm.moment)
+    arm.now_ns -= ns(3)
+    assert arm.tick().positions.tolist() == [0.5, 1.0]
+
+
 def test_what_a_simulator_sent_before_its_clock_went_back_is_not_taken_for_new() -> None:
     """However little it went back: an episode may be shorter than any jump of a clock."""
     arm = Arm(simulated_time=True)
