@@ -9,7 +9,10 @@ from typing import Any
 
 from rclpy.clock import Clock
 from rclpy.clock_type import ClockType
+from rclpy.duration import Duration
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+
+_LAST_WORDS = Duration(seconds=0.2)
 
 
 class ManagedNode(LifecycleNode, ABC):
@@ -81,10 +84,13 @@ class ManagedNode(LifecycleNode, ABC):
         """A publisher until clean-up; it speaks while the node is active, or ``inactive_too``."""
         if inactive_too:
             publisher = self.create_publisher(kind, topic, qos)
-            self.until_cleaned_up(partial(self.destroy_publisher, publisher))
+            destroy = self.destroy_publisher
         else:
             publisher = self.create_lifecycle_publisher(kind, topic, qos)
-            self.until_cleaned_up(partial(self.destroy_lifecycle_publisher, publisher))
+            destroy = self.destroy_lifecycle_publisher
+        self.until_cleaned_up(partial(destroy, publisher))
+        # Its last words would go with it: where a listener has died, they are not waited for long.
+        self.until_cleaned_up(partial(publisher.wait_for_all_acked, _LAST_WORDS))
         return publisher
 
     def until_cleaned_up(self, end: Callable[[], object]) -> None:
