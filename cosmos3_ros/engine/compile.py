@@ -7,15 +7,12 @@ nothing that loads.
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -29,7 +26,7 @@ from cosmos3_ros.engine.engine_key import (
     record_path,
     write_record,
 )
-from cosmos3_ros.engine.export_folder import require_space
+from cosmos3_ros.engine.export_folder import alone_in, require_space
 from cosmos3_ros.engine.tensorrt_library import EngineError, Target, import_library
 
 # Memory that a build takes for each byte of weights, and beside them: measured on the whole shape
@@ -97,7 +94,11 @@ def compile_bundle(
     progress = progress or Progress()
     specs = bundle.manifest.graphs
     wanted = [(g, p) for g in graphs or specs for p in specs[g].parts]
-    with _alone(bundle):
+    # One compile of a bundle at a time, for they write the same files.
+    busy = EngineError(
+        f"bundle '{bundle.path}' is being compiled by another process; wait for it to end"
+    )
+    with alone_in(bundle.path, busy):
         fits = {p.file for _, p in wanted if not force and not mismatch(bundle, p, target)}
         jobs = [_job(bundle, graph, part) for graph, part in wanted if part.file not in fits]
         available = available_bytes() if memory_bytes is None else memory_bytes
@@ -214,19 +215,3 @@ def _ending(code: int, said: str) -> str:
     if code < 0:
         return f"its process crashed with {signal.Signals(-code).name} {said}".strip()
     return said or f"its process ended with code {code}"
-
-
-@contextmanager
-def _alone(bundle: Bundle) -> Iterator[None]:
-    """One compile of a bundle at a time, for they write the same files."""
-    folder = os.open(bundle.path, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise EngineError(
-                f"bundle '{bundle.path}' is being compiled by another process; wait for it to end"
-            ) from None
-        yield
-    finally:
-        os.close(folder)

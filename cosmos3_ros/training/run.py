@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerFast
 from cosmos3_ros.engine.bundle import TOKENIZER
 from cosmos3_ros.engine.export_checkpoint import FACTS, ModuleWeights
 from cosmos3_ros.engine.export_contract import make_contract
-from cosmos3_ros.engine.export_folder import whole_folder
+from cosmos3_ros.engine.export_folder import alone_in, whole_folder
 from cosmos3_ros.engine.export_model import (
     Components,
     byte_level_tokenizer,
@@ -53,7 +53,6 @@ from cosmos3_ros.training.runs import (
     Stage,
     Stopwatch,
     TrainingError,
-    alone_in,
     draw_curves,
     read_curve,
     write_json,
@@ -125,7 +124,12 @@ def train(
         texts=texts,
         shown=None if dataset is None else shown,
     )
-    with alone_in(out):
+    out.mkdir(parents=True, exist_ok=True)
+    # Two at a time would spoil what the other leaves.
+    busy = TrainingError(
+        f"another process trains in '{out}'; wait for it to end, or name another folder"
+    )
+    with alone_in(out, busy):
         require_same_run(out, run)
         # From here on nothing is refused any more: what is in the folder is this run's.
         write_run(out, run)

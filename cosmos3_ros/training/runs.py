@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import csv
-import fcntl
 import json
-import os
 import pickle
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,26 +31,6 @@ _COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red")
 
 class TrainingError(ValueError):
     """A training cannot begin, or cannot go on where another one stopped."""
-
-
-@contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Keep other processes from a run's folder, where each would spoil what the other leaves.
-
-    Raises TrainingError where another one is at it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise TrainingError(
-                f"another process trains in '{folder}'; wait for it to end, or name another folder"
-            ) from None
-        yield
-    finally:
-        os.close(descriptor)
 
 
 @dataclass(frozen=True)
