@@ -21,6 +21,7 @@ from cosmos3_ros.control.admission import (
     require_reachable,
 )
 from cosmos3_ros.control.chunk import NS_PER_S, Chunk, ChunkRefused, Refusal
+from cosmos3_ros.control.clock import Clock
 from cosmos3_ros.control.commanded import Commanded
 from cosmos3_ros.control.limits import ROUNDING, Limits, Motion
 from cosmos3_ros.control.outlook import Outlook, Steps
@@ -37,8 +38,6 @@ from cosmos3_ros.control.watchdog import (
 # The longest time one step of the limits may stand for: after a stall of the process or of the
 # clock the arm sets off from rest, it does not catch up in one leap.
 MAX_STEP_S = 0.1
-# A node may see a simulator's clock so much later than what was stamped by it.
-_LAG_S = 0.1
 # What a robot does between two measurements is allowed for so long at least.
 _MEASURED_S = 0.05
 # From so far outside its position limits, as a share of their range, a robot moves back by itself.
@@ -96,7 +95,7 @@ class Counts:
 class Controller:
     """What the arm is told at each tick of a control loop.
 
-    ``state`` and ``cause`` (None while tracking) say what it does.
+    ``state`` and ``cause`` (None while tracking) say what it does. ``clock``: the node's.
     """
 
     def __init__(
@@ -108,15 +107,13 @@ class Controller:
         simulated_time: bool = False,
     ) -> None:
         """``simulated_time``: the node's clock runs at a pace of its own, and the robot with it."""
-        self._simulated_time = simulated_time
+        self.clock = Clock(timeouts.clock_jump_s, simulated=simulated_time)
         self._limits, self._following, self._timeouts = limits, following, timeouts
         self._steps = Steps(limits, following)
         self.state = State.WAITING
         self.cause: Cause | None = Cause(Reason.NO_JOINTS, "no joint states have arrived")
         self.counts = Counts(transitions=1)
-        self.jumps = 0  # of the clock, that were noticed
         self._transitions = [Transition(self.state, self.cause, 0)]
-        self._clock: Moment | None = None  # the latest shown by any call
         self._ticked: Moment | None = None  # when the last command was given
         self._motion: Motion | None = None  # the last command
         self._commanded = Commanded(timeouts.joint_s)
@@ -139,7 +136,6 @@ class Controller:
         self._outside: Cause | None = None  # the last measurement was outside the limits
         self._astray: Cause | None = None  # it was far from the command of its time
         self._jumped: Cause | None = None
-        self._set_back_ns: int | None = None  # by how much a simulator's clock went back last
         self._stopped: Cause | None = None
 
     @property
@@ -209,8 +205,7 @@ class Controller:
         arm may be elsewhere now. Never again once something was measured since."""
         self._watch_clock(moment)
         waits = self._measured_ns is None and self._jumped is not None
-        ahead_ns = stamp_ns - moment.now_ns
-        return waits and (self._is_jump(-ahead_ns) or ahead_ns > self._most_ahead_ns)
+        return waits and self.clock.is_far_from(stamp_ns, moment.now_ns)
 
     def hear(self, planner: int, steady_ns: int, *, alive: bool = True, lacks: str = "") -> None:
         """A sign of life of a planner; not ``alive``: it has ended, another may be followed.
@@ -265,7 +260,7 @@ class Controller:
         require_fitting(chunk, self._limits, self._instruction)
         self._require_planner(chunk, moment)
         require_in_time(
-            chunk, self._newest_plan_id, moment.now_ns, self._timeouts, self._most_ahead_ns
+            chunk, self._newest_plan_id, moment.now_ns, self._timeouts, self.clock.most_ahead_ns
         )
         here = self._here
         if here is None or self._measured_ns is None:
@@ -292,7 +287,7 @@ class Controller:
         began = self._pending
         if began is not None:
             # From the last command at its own time, so that a moving arm does not pause.
-            begin_ns = moment.now_ns if self._leapt(previous, moment) else previous.now_ns
+            begin_ns = moment.now_ns if self.clock.jumped(previous, moment) else previous.now_ns
             self._take_over(began, begin_ns, moment.now_ns)
             self._pending = None
         cause, before = self._cause(moment), self.state
@@ -302,9 +297,9 @@ class Controller:
         anew = self._anew or began is not None or self.state is not before
         self._anew = False
         self._ticked = moment
-        passed_s = self._passed_s(previous, moment)
+        passed_s = self.clock.passed_s(previous, moment)
         dt_s = min(passed_s, MAX_STEP_S)
-        late = cause is not None and cause.reason is Reason.OVERRUN and not self._simulated_time
+        late = cause is not None and cause.reason is Reason.OVERRUN and not self.clock.simulated
         if late or passed_s > MAX_STEP_S:
             # The arm has long reached the last command, and rests there.
             self._motion, anew = self._limits.at_rest(self._motion.position), True
@@ -417,23 +412,6 @@ class Controller:
     def _forget_chunks(self) -> None:
         self._chunk = self._path = self._pending = None
 
-    def _is_jump(self, forward_ns: int) -> bool:
-        return forward_ns > self._timeouts.clock_jump_s * NS_PER_S
-
-    @property
-    def _most_ahead_ns(self) -> float:
-        """How far ahead of the clock a stamp may be. What a simulator sent before its clock went
-        back is ahead by as much as that."""
-        most_ns = self._timeouts.clock_jump_s * NS_PER_S
-        if self._set_back_ns is None:
-            return most_ns
-        return min(most_ns, max(self._set_back_ns / 2, _LAG_S * NS_PER_S))
-
-    def _leapt(self, before: Moment, after: Moment) -> bool:
-        """Whether the node's clock jumped in between, back, or forward of the steady one."""
-        passed_ns = after.now_ns - before.now_ns
-        return passed_ns < 0 or self._is_jump(passed_ns - (after.steady_ns - before.steady_ns))
-
     @property
     def _here(self) -> np.ndarray | None:
         """Where the next command sets out from [width]: the last one, or what is measured."""
@@ -508,35 +486,20 @@ class Controller:
     def _was_put_elsewhere(self, before: np.ndarray | None, passed_s: float) -> bool:
         """Whether a simulator's clock went back, and the robot is where it cannot have moved to
         since it was measured ``before``."""
-        if self._set_back_ns is None or before is None or self._measured is None:
+        if self.clock.set_back_ns is None or before is None or self._measured is None:
             return False
         apart = np.abs(self._limits.space.difference(self._measured, before))
         return bool(np.any(apart > self._limits.velocity * max(passed_s, _MEASURED_S)))
 
-    def _passed_s(self, previous: Moment, moment: Moment) -> float:
-        """Between two ticks. A robot in real time moves by the steady clock, and the node's may be
-        set while it runs: what is within the limits by both is within them."""
-        steady_s = (moment.steady_ns - previous.steady_ns) / NS_PER_S
-        if self._leapt(previous, moment):
-            return steady_s
-        passed_s = (moment.now_ns - previous.now_ns) / NS_PER_S
-        return passed_s if self._simulated_time else min(passed_s, steady_s)
-
     def _watch_clock(self, moment: Moment) -> None:
         """Notice a jump of the clock before anything is done with its time."""
-        before, self._clock = self._clock, moment
-        if before is None or not self._leapt(before, moment):
+        leap_ns = self.clock.show(moment)
+        if leap_ns is None:
             return
-        leap_ns = moment.now_ns - before.now_ns
-        self.jumps += 1
         # Times of before say nothing any more.
-        self._jumped = Cause(Reason.CLOCK_JUMPED, f"the clock jumped by {_seconds(leap_ns)} s")
-        self._set_back_ns = -leap_ns if self._simulated_time and leap_ns < 0 else None
+        leap_s = leap_ns / NS_PER_S
+        self._jumped = Cause(Reason.CLOCK_JUMPED, f"the clock jumped by {leap_s:.3f} s")
         self._forget_chunks()
         self._newest_plan_id = 0
         self._measured_ns = self._astray = None
         self._commanded.forget()
-
-
-def _seconds(duration_ns: int) -> str:
-    return f"{duration_ns / NS_PER_S:.3f}"

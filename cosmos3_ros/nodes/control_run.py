@@ -62,11 +62,11 @@ class ControlRun:
         ``gripper``, report only when they move, and nothing depends on when. Under the lock.
         """
         predates = self.controller.predates_jump(stamp_ns, moment)
-        if self.controller.jumps != self._jumps:
+        if self.controller.clock.jumps != self._jumps:
             known = self.reader.channels
             if known is not None and gripper is not None:
                 self._closedness = float(known[gripper])
-            self._jumps, self.reader = self.controller.jumps, self._make_reader()
+            self._jumps, self.reader = self.controller.clock.jumps, self._make_reader()
             self.reader.read_gripper(self._closedness)
         return None if predates else self.reader
 
