@@ -240,7 +240,8 @@ def _through_nodes(
         "state_ahead": str(args.state_ahead).lower(),
         "added_latency_s": _added_latency_s(args),
     }
-    logs = args.out.parent / "eval_logs"
+    # Each task's nodes are others, and another evaluation may be at work beside this one.
+    logs = args.out.with_name(f"{args.out.stem}_logs") / trials[0].task.kind
     with Children(logs, environment) as children:
         recorder = start_recorder(children, args.record) if args.record else None
         team = start_team(children, bundle.path, embodiment.name, sim=sim, policy=policy)

@@ -100,7 +100,7 @@ def test_what_is_asked_for_reaches_the_nodes(tmp_path: Path, pico: Exported) -> 
     words = ("--task", "touch", "--episodes", 2, "--shuffle-instruction", "--held-out")
     found = evaluated(tmp_path / "eval.json", *words, "--bundle", pico.bundle.path)
     assert found["through"] == "nodes" and found["bundle_sha256"] == pico.bundle.sha256
-    log = (tmp_path / "eval_logs" / "policy_node.log").read_text()
+    log = (tmp_path / "eval_logs" / "touch" / "policy_node.log").read_text()
     for result, other in zip(found["each"], reversed(found["each"]), strict=True):
         assert result["wording"] in HELD_OUT_WORDINGS["touch"]
         assert result["instruction"] == other["wording"].format(other["colour"])
@@ -165,7 +165,7 @@ def test_a_policy_that_dies_in_the_middle_ends_the_evaluation_with_its_log(
     for name in ("eval.json", "eval.partial"):
         (tmp_path / name).write_text("of an earlier evaluation")
     process = start_eval(tmp_path / "eval.json", "--task", "touch", "--episodes", 50)
-    log = tmp_path / "eval_logs" / "controller_node.log"
+    log = tmp_path / "eval_logs" / "touch" / "controller_node.log"
     deadline = time.monotonic() + 60
     while not (log.is_file() and "tracking plan" in log.read_text()):
         assert time.monotonic() < deadline and process.poll() is None
@@ -254,10 +254,10 @@ def test_strategy_and_black_cameras_reach_the_nodes(tmp_path: Path, pico: Export
     found = evaluated(tmp_path / "eval.json", *words)
     assert found["black_cameras"] and seconds_per_plan(found) > 0.8, found["each"]
     # What it does blind is chance.
-    log = (tmp_path / "eval_logs" / "sim_node.log").read_text()
+    log = (tmp_path / "eval_logs" / "touch" / "sim_node.log").read_text()
     assert "the cameras show black pictures" in log, log
     # On a busy machine other strategies come to wait for each plan, and say so.
-    log = (tmp_path / "eval_logs" / "policy_node.log").read_text()
+    log = (tmp_path / "eval_logs" / "touch" / "policy_node.log").read_text()
     assert "waits for each plan" not in log, log
 
 
@@ -265,7 +265,7 @@ def test_real_time_factor_and_seed_reach_the_simulator(tmp_path: Path, pico: Exp
     words = ("--task", "touch", "--episodes", 1, "--real-time-factor", 0.5, "--seed", 7)
     found = evaluated(tmp_path / "eval.json", *words)
     assert found["real_time_factor"] == 0.5 and 0 < found["pace"] < 0.6
-    log = (tmp_path / "eval_logs" / "sim_node.log").read_text()
+    log = (tmp_path / "eval_logs" / "touch" / "sim_node.log").read_text()
     assert "seed 7, episode 1: cubes" in log, log
 
 
