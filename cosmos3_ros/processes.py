@@ -38,6 +38,18 @@ _POLL_S = 0.05
 # Reading what a process has mapped takes milliseconds.
 _NOTE_PERIOD_S = 1.0
 _TAIL_LINES = 15
+# Of a shell, what would have its nodes look beyond this machine's loopback interface, or for
+# enclaves that ours have none of.
+_NOT_OURS = (
+    "ROS_DISCOVERY_SERVER",
+    "ROS_LOCALHOST_ONLY",
+    "ROS_SECURITY_ENABLE",
+    "ROS_SECURITY_ENCLAVE_OVERRIDE",
+    "ROS_SECURITY_KEYSTORE",
+    "ROS_SECURITY_STRATEGY",
+    "ROS_STATIC_PEERS",
+    "ROS_SUPER_CLIENT",
+)
 
 
 class ProcessFailed(ChildProcessError):
@@ -98,7 +110,12 @@ class Children:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.stop()
+        try:
+            self.stop()
+        except BaseException:
+            # An interrupt of the stopping itself: whoever still runs is stopped all the same.
+            self.stop()
+            raise
 
     def start(self, name: str, *command: str | Path) -> Child:
         """Start a program in a session of its own: Ctrl-C reaches us, and we stop it in turn.
@@ -164,8 +181,8 @@ class Children:
     def end(self, child: Child, timeout_s: float = STOP_TIMEOUT_S) -> Ending:
         """As ``stop``, of one of them."""
         self._note_shared_memory()
-        self.running.remove(child)
         ending = _end(child, timeout_s)
+        self.running.remove(child)
         self.endings.append(ending)
         return ending
 
@@ -252,7 +269,7 @@ def ros_environment(domain_id: int | None = None) -> dict[str, str]:
     Traffic stays on loopback. ``domain_id`` None takes one that nobody here uses.
     """
     return {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if name not in _NOT_OURS},
         "FASTRTPS_DEFAULT_PROFILES_FILE": str(resource("config", "fastdds_local.xml")),
         "PYTHONUNBUFFERED": "1",
         "RCUTILS_COLORIZED_OUTPUT": "0",

@@ -198,6 +198,37 @@ def test_run_without_a_supported_python_says_so(tmp_path: Path) -> None:
     assert "no Python 3.11 or 3.12 found (looked for /bin/false" in done.stderr
 
 
+def run_function(script: str) -> str:
+    """What functions of the script print."""
+    done = subprocess.run(
+        ["bash", "-c", f"source {ROOT}/run; {script}"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_an_environment_in_which_pip_was_interrupted_is_made_anew(tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").symlink_to(sys.executable)
+    (tmp_path / "bin" / "pip").write_text(f"#!{tmp_path}/bin/python\n")
+    make = f'VENV={tmp_path}; step() {{ echo "$1"; }}; make_venv'
+    assert run_function(make) == "", "made anew what is whole"
+    fails = f'VENV={tmp_path}; step() {{ exit 0; }}; install_python_packages sim'
+    run_function(fails)
+    assert run_function(make).startswith("virtual environment, Python 3")
+    assert not (tmp_path / "bin").exists()
+
+
+def test_a_library_that_is_there_for_two_architectures_is_not_missing() -> None:
+    """As dpkg-query says it: one state after another, with nothing between them."""
+    query = """
+dpkg() { echo amd64; }
+dpkg-query() { case ${!#} in *:amd64) printf installed;; *) printf installedinstalled;; esac; }
+has_package libegl1 && echo there
+"""
+    assert run_function(query) == "there\n"
+
+
 def test_continuous_integration_runs_the_tests() -> None:
     script = ROOT / ".ci" / "run"
     assert script.stat().st_mode & stat.S_IXUSR

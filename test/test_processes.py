@@ -204,6 +204,23 @@ def test_a_second_interrupt_leaves_no_child_behind(tmp_path: Path) -> None:
     require_ended(pids, tmp_path)
 
 
+def test_an_interrupt_while_children_are_stopped_already_leaves_none_behind(tmp_path: Path) -> None:
+    patient = PATIENT.replace("0.2", "2.0")
+    parent, pids = parent_of_two(tmp_path, 'exec "$@"', patient, then="raise SystemExit(3)")
+    until(lambda: "interrupted" in (tmp_path / "1.log").read_text())
+    parent.send_signal(signal.SIGINT)
+    assert parent.wait(30) == 128 + signal.SIGINT
+    require_ended(pids, tmp_path)
+
+
+def test_nodes_of_ours_look_for_no_server_and_no_enclave(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ROS_DISCOVERY_SERVER", "TCPv4:[10.0.0.1]:11811")
+    monkeypatch.setenv("ROS_SECURITY_ENABLE", "true")
+    environment = ros_environment(7)
+    assert not environment.keys() & {"ROS_DISCOVERY_SERVER", "ROS_SECURITY_ENABLE"}
+    assert environment["ROS_AUTOMATIC_DISCOVERY_RANGE"] == "LOCALHOST"
+
+
 def test_a_program_under_nohup_outlives_its_terminal(tmp_path: Path) -> None:
     parent, pids = parent_of_two(tmp_path, 'trap "" HUP; exec "$@"')
     parent.send_signal(signal.SIGHUP)
@@ -215,7 +232,7 @@ def test_a_program_under_nohup_outlives_its_terminal(tmp_path: Path) -> None:
 
 
 def parent_of_two(
-    logs: Path, shell: str, child: str = PATIENT
+    logs: Path, shell: str, child: str = PATIENT, then: str = "time.sleep(60)"
 ) -> tuple[subprocess.Popen[str], list[str]]:
     """A program of ours that a shell starts, and the process ids of its children."""
     program = f"""
@@ -229,7 +246,7 @@ with Children(Path({str(logs)!r}), ros_environment()) as children:
         while "ready" not in child.log.read_text():
             time.sleep(0.02)
     print(*(child.process.pid for child in children.running), flush=True)
-    time.sleep(60)
+    {then}
 """
     parent = subprocess.Popen(
         ["sh", "-c", shell, "sh", sys.executable, "-c", program],
