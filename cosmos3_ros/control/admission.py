@@ -130,8 +130,9 @@ def require_reachable(
             f"channel {channel}; expected {limits.lower[channel]:g} to {limits.upper[channel]:g}",
         )
     space = limits.space
-    first_ns = max(now_ns, chunk.due_ns(0))
-    begin = Schedule(chunk, first_ns, here, space, following.held).at(first_ns).position
+    begin = chunk.rows[0]
+    if now_ns > chunk.due_ns(0):
+        begin = Schedule(chunk, now_ns, here, space, following.held).at(now_ns).position
     beyond = following.beyond_jump(begin, here, space)
     if np.any(beyond):
         part = int(np.argmax(beyond))

@@ -83,7 +83,7 @@ def chunk_events(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
         "newer": draw(st.integers(1, 2)) if draw(often) else draw(st.integers(-2, 0)),
         "age_s": draw(st.floats(0.0, 0.3)) if draw(often) else draw(st.floats(-1.5, 6.0)),
         "late_s": draw(st.sampled_from([0.0, 0.0, 0.2])),
-        "rate_hz": draw(st.sampled_from([5.0, 10.0, 15.0, 50.0])),
+        "rate_hz": draw(st.sampled_from([5.0, 10.0, 15.0, 30.0, 50.0]) | st.floats(4.0, 60.0)),
         "walk": np.array(draw(st.lists(step, min_size=rows * 7, max_size=rows * 7))),
         "spoilt": None if draw(often) else draw(spoilt),
         "planner": 1 if draw(often) else 2,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from controlled_arm import (
@@ -85,15 +87,22 @@ def test_it_does_not_resume_by_joint_states_of_before_a_jump_of_the_clock() -> N
         arm.controller.resume(arm.moment)
 
 
-def test_a_chunk_may_not_begin_far_away_however_early_it_comes() -> None:
+@pytest.mark.parametrize("rate_hz", [5.0, 10.0, 15.0, 29.97, 30.0, 37.0, 60.0, 120.0])
+def test_a_chunk_may_not_begin_far_away_however_early_it_comes(rate_hz: float) -> None:
+    """Nor where the time of its first row is no whole number of nanoseconds."""
     arm = Arm()
     arm.tick()
-    for age_s in (0.0, 0.05, 0.15):
-        far = arm.plan(1, [[1.6, 0.0]] * 10, age_s)
-        assert arm.refusal_of(far) is Refusal.JUMP, age_s
-        late = arm.plan(1, [[1.6, 0.0]] * 10, age_s, start_ns=arm.now_ns)
+    for rows_ago in (0.0, 0.5, 1.5):
+        age_s = rows_ago / rate_hz
+        far = replace(arm.plan(1, [[1.6, 0.0]] * 10, age_s), rate_hz=rate_hz)
+        assert arm.refusal_of(far) is Refusal.JUMP, rows_ago
+        late = replace(far, start_ns=arm.now_ns)
         assert arm.refusal_of(late) is Refusal.JUMP, "it starts now"
-    arm.follow(arm.plan(1, [[1.4, 0.0]] * 10))
+    due = replace(far, start_ns=arm.now_ns)
+    for off_ns in (-1, 0, 1):
+        arm.now_ns = due.due_ns(0) + off_ns
+        assert arm.refusal_of(due) is Refusal.JUMP, off_ns
+    arm.follow(replace(arm.plan(1, [[1.4, 0.0]] * 10), rate_hz=rate_hz))
 
 
 def test_a_chunk_is_refused_while_nothing_is_known_of_where_the_robot_is() -> None:
