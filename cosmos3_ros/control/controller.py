@@ -130,6 +130,7 @@ class Controller:
         self._planner_lacks = ""
         self._ended: int | None = None  # a planner that has said that it ends
         self._kept: np.ndarray | None = None  # the last target
+        self._told: Outlook | None = None  # the last that was asked for
         self._instruction: str | None = None
         self._newest_plan_id = 0
         self._anew = False
@@ -284,25 +285,27 @@ class Controller:
         if self._motion is None:
             self._motion, self._anew = self._limits.at_rest(self._measured), True
         previous = self._ticked or moment
+        passed_s = self.clock.passed_s(previous, moment)
+        paused = self._has_paused(previous, moment)
+        if paused:
+            self._motion = self._after_pause(previous, passed_s)
         began = self._pending
         if began is not None:
             # From the last command at its own time, so that a moving arm does not pause.
-            begin_ns = moment.now_ns if self.clock.jumped(previous, moment) else previous.now_ns
+            anew_from_here = paused or self.clock.jumped(previous, moment)
+            begin_ns = moment.now_ns if anew_from_here else previous.now_ns
             self._take_over(began, begin_ns, moment.now_ns)
             self._pending = None
         cause, before = self._cause(moment), self.state
         if cause is None and before is not State.TRACKING and began is None:
             cause = self._cause_not_to_go_on(moment)
         self._enter(cause)
-        anew = self._anew or began is not None or self.state is not before
+        anew = self._anew or began is not None or self.state is not before or paused
         self._anew = False
         self._ticked = moment
-        passed_s = self.clock.passed_s(previous, moment)
         dt_s = min(passed_s, MAX_STEP_S)
-        late = cause is not None and cause.reason is Reason.OVERRUN and not self.clock.simulated
-        if late or passed_s > MAX_STEP_S:
-            # The arm has long reached the last command, and rests there.
-            self._motion, anew = self._limits.at_rest(self._motion.position), True
+        if paused and self._told is not None:
+            dt_s = 0.0  # it is there already
         if self._path is None or self.state is not State.TRACKING:
             self._motion = self._steps.towards_rest(self._motion, dt_s)
             self._commanded.add(moment.now_ns, self._motion.position)
@@ -316,10 +319,29 @@ class Controller:
         return Command(self._motion.position, self._limits.clamp(wanted), self.state, began, anew)
 
     def outlook(self, moment: Moment) -> Outlook:
-        """What is to come after the command of ``moment`` if nothing else does."""
+        """What is to come after the command of ``moment`` if nothing else does.
+
+        Whoever asks tells it to the robot, which then goes on by it whatever becomes of the loop.
+        """
         assert self._motion is not None, "asked before the first command"
         path = self._path if self.state is State.TRACKING else None
-        return Outlook(self._steps, moment.now_ns, self._motion, path, self._kept)
+        self._told = Outlook(self._steps, moment.now_ns, self._motion, path, self._kept)
+        return self._told
+
+    def _has_paused(self, previous: Moment, moment: Moment) -> bool:
+        """Whether the control loop has, for longer than a step of the limits may take."""
+        overran_ns = moment.steady_ns - previous.steady_ns - self._timeouts.overrun_s * NS_PER_S
+        late = overran_ns > 0 and not self.clock.simulated
+        return late or self.clock.passed_s(previous, moment) > MAX_STEP_S
+
+    def _after_pause(self, previous: Moment, passed_s: float) -> Motion:
+        """Where the arm is, that has reached the last command and rests there, or has gone on by
+        what it was told was to come."""
+        assert self._motion is not None
+        if self._told is None:
+            return self._limits.at_rest(self._motion.position)
+        told_s = (previous.now_ns - self._told.now_ns) / NS_PER_S
+        return self._told.after(told_s + passed_s)
 
     def _require_planner(self, chunk: Chunk, moment: Moment) -> None:
         """One planner at a time: another is followed when the one before is silent or has ended."""

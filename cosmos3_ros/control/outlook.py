@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +15,7 @@ from cosmos3_ros.control.schedule import Path
 
 # A chunk, and what an arm needs to come to rest after it.
 _LONGEST_S = 10.0
+_STEP_S = 0.02
 
 
 @dataclass(frozen=True)
@@ -64,11 +67,23 @@ class Outlook:
         What ``Controller.tick`` would say if nothing else came: to the end of the chunk while
         tracking, else to where it brakes.
         """
+        ticks = max(1, round(_LONGEST_S / period_s))
+        return np.array([motion.position for motion in self._to_come(period_s, ticks)])
+
+    def after(self, passed_s: float) -> Motion:
+        """The motion so much later; at rest where nothing is to come any more by then."""
+        passed_s = min(passed_s, _LONGEST_S)
+        ticks = math.ceil(passed_s / _STEP_S)
+        motion = self.motion
+        for motion in self._to_come(passed_s / max(ticks, 1), ticks):
+            pass
+        return motion
+
+    def _to_come(self, period_s: float, ticks: int) -> Iterator[Motion]:
         motion, path, kept = self.motion, self.path, self.kept
         period_ns = round(period_s * NS_PER_S)
         end_ns = self.now_ns if path is None else path.end_ns
-        rows = []
-        for tick in range(1, round(_LONGEST_S / period_s) + 1):
+        for tick in range(1, ticks + 1):
             now_ns = self.now_ns + tick * period_ns
             if path is None:
                 motion = self.steps.towards_rest(motion, period_s)
@@ -76,7 +91,6 @@ class Outlook:
                 target = path.at(now_ns)
                 kept = self.steps.where_held(kept, target.position)
                 motion = self.steps.limits.step(kept, target.velocity, motion, period_s)
-            rows.append(motion.position)
+            yield motion
             if now_ns >= end_ns and not np.any(np.abs(motion.velocity) > ROUNDING):
-                break
-        return np.array(rows)
+                return

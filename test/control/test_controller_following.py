@@ -278,6 +278,31 @@ def test_a_forecast_is_what_comes_when_nothing_else_does() -> None:
     assert len(arm.controller.outlook(arm.moment).commands(0.02)) == 1, "it rests already"
 
 
+@pytest.mark.parametrize("pause_s", [0.12, 0.3, 3.0])
+@pytest.mark.parametrize("newer", [False, True])
+def test_after_a_pause_an_arm_that_was_told_what_is_to_come_goes_on_from_where_that_led_it(
+    pause_s: float, newer: bool
+) -> None:
+    arm = Arm()
+    arm.tick()
+    arm.follow(arm.ramp())
+    arm.run(0.1)
+    moment = Moment(arm.now_ns - PERIOD_NS, arm.steady_ns - PERIOD_NS)
+    told = arm.controller.outlook(moment).commands(0.02)
+    paused = round(pause_s / 0.02)
+    arm.pass_by(ns(pause_s) - PERIOD_NS)
+    driven = arm.position = told[min(paused, len(told)) - 1]
+    if newer:
+        arm.follow(arm.ramp(2))
+    command = arm.tick()
+    assert command.anew and command.state is State.HOLDING
+    assert command.positions == pytest.approx(driven, abs=2e-3)
+    moment = Moment(arm.now_ns - PERIOD_NS, arm.steady_ns - PERIOD_NS)
+    braking = arm.controller.outlook(moment).commands(0.02)[:, 0]
+    assert np.all(np.diff(braking) >= -1e-9), "it is not called back"
+    assert braking[-1] - command.positions[0] <= 4.0**2 / 2 / 20.0
+
+
 def test_a_measurement_that_is_not_finite_is_ignored() -> None:
     arm = Arm()
     arm.controller.measure(np.array([np.nan, 0.0]), START_NS, arm.moment)
