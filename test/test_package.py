@@ -213,7 +213,7 @@ def test_an_environment_in_which_pip_was_interrupted_is_made_anew(tmp_path: Path
     (tmp_path / "bin" / "pip").write_text(f"#!{tmp_path}/bin/python\n")
     make = f'VENV={tmp_path}; step() {{ echo "$1"; }}; make_venv'
     assert run_function(make) == "", "made anew what is whole"
-    fails = f'VENV={tmp_path}; step() {{ exit 0; }}; install_python_packages sim'
+    fails = f"VENV={tmp_path}; step() {{ exit 0; }}; install_python_packages sim"
     run_function(fails)
     assert run_function(make).startswith("virtual environment, Python 3")
     assert not (tmp_path / "bin").exists()

@@ -45,6 +45,9 @@ _AT_THE_LIMIT = 0.01
 # A measurement farther from the command than the arm travels in this time at its velocity limit is
 # not of an arm that lags behind, but of one that somebody else has moved, or keeps from moving.
 _ELSEWHERE_S = 0.1
+# A command that goes back to an arm that is blocked is there when it is as near as this, else what
+# an arm sags would have it sink.
+_THERE_S = 0.02
 
 
 class State(StrEnum):
@@ -136,6 +139,8 @@ class Controller:
         self._anew = False
         self._outside: Cause | None = None  # the last measurement was outside the limits
         self._astray: Cause | None = None  # it was far from the command of its time
+        self._blocked: Cause | None = None  # why the last chunk was given up
+        self._yielding = False  # the command goes back to where the arm is
         self._jumped: Cause | None = None
         self._stopped: Cause | None = None
 
@@ -299,6 +304,9 @@ class Controller:
         cause, before = self._cause(moment), self.state
         if cause is None and before is not State.TRACKING and began is None:
             cause = self._cause_not_to_go_on(moment)
+        if cause is not None and cause is self._astray:
+            self._blocked = cause
+            self._forget_chunks()
         self._enter(cause)
         anew = self._anew or began is not None or self.state is not before or paused
         self._anew = False
@@ -307,9 +315,12 @@ class Controller:
         if paused and self._told is not None:
             dt_s = 0.0  # it is there already
         if self._path is None or self.state is not State.TRACKING:
-            self._motion = self._steps.towards_rest(self._motion, dt_s)
+            yielded, self._yielding = self._yielding, self._yields(moment)
+            self._motion = self._step_while_held(dt_s)
             self._commanded.add(moment.now_ns, self._motion.position)
-            return Command(self._motion.position, self._motion.position, self.state, None, anew)
+            position = self._motion.position
+            return Command(position, position, self.state, None, anew or yielded or self._yielding)
+        self._yielding = False
         target = self._path.at(moment.now_ns)
         wanted = self._kept = self._steps.where_held(self._kept, target.position)
         self._motion = self._limits.step(wanted, target.velocity, self._motion, dt_s)
@@ -372,7 +383,8 @@ class Controller:
             blend_s = min(self._following.blend_s, (old.end_ns - now_ns) / NS_PER_S)
             if blend_s > 0:
                 new = CrossFade(old, new, now_ns, blend_s, space, held)
-        self._chunk, self._path, self._jumped = chunk, new, None
+        self._chunk, self._path = chunk, new
+        self._jumped = self._blocked = None
         # What was seen stays true of an arm that stands still until its plan starts.
         self._observed_ns = min(chunk.start_ns, now_ns)
 
@@ -382,7 +394,7 @@ class Controller:
         if self._cause_not_to_move is not None:
             return self._cause_not_to_move
         if self._chunk is None:
-            return self._jumped or Cause(Reason.NO_CHUNK, "no chunk has arrived")
+            return self._jumped or self._blocked or Cause(Reason.NO_CHUNK, "no chunk has arrived")
         signs = self._signs(self._chunk.end_ns, self._observed_ns)
         return cause_to_hold(signs, self._timeouts, moment) or self._astray
 
@@ -401,6 +413,25 @@ class Controller:
             return None
         self._forget_chunks()
         return self._cause(moment)
+
+    def _step_while_held(self, dt_s: float) -> Motion:
+        """To rest, or back to where an arm is that is blocked, lest it presses on."""
+        assert self._motion is not None and self._measured is not None
+        if not self._yielding:
+            return self._steps.towards_rest(self._motion, dt_s)
+        here = np.where(self._follows_commands, self._measured, self._motion.position)
+        return self._limits.step(here, np.zeros_like(self._motion.velocity), self._motion, dt_s)
+
+    def _yields(self, moment: Moment) -> bool:
+        """From where the arm is farther from the command than a chunk may begin, until the command
+        is there; by fresh joint states alone."""
+        if self._motion is None or self._measured_ns is None or self._outside is not None:
+            return False
+        if moment.now_ns - self._measured_ns > self._timeouts.joint_s * NS_PER_S:
+            return False
+        if self._astray is not None:
+            return True
+        return self._yielding and self._is_off(self._motion.position, _THERE_S)
 
     def _signs(self, end_ns: int, observed_ns: int) -> Signs:
         return Signs(
@@ -457,9 +488,10 @@ class Controller:
             f"{limits.lower[channel]:g} to {limits.upper[channel]:g}: move it there by other means",
         )
 
-    def _is_elsewhere(self, commanded: np.ndarray) -> bool:
+    def _is_off(self, commanded: np.ndarray, travel_s: float) -> bool:
+        """Whether the arm was measured farther from a command than it travels in that time."""
         speed, space = self._limits.velocity, self._limits.space
-        near = np.where(np.isfinite(speed), _ELSEWHERE_S * speed, 0.0)
+        near = np.where(np.isfinite(speed), travel_s * speed, 0.0)
         if self._measured is None:
             return True
         apart = np.abs(space.difference(self._measured, commanded))
@@ -486,10 +518,12 @@ class Controller:
     def _set_off_anew(self, moment: Moment) -> None:
         """Before an arm that is held goes on: it may have been moved, or have stayed behind.
 
-        Only by what was measured since the command rests: before, the arm was on its way there.
+        Only by what was measured since the command rests, or goes back to the arm: before, the arm
+        was on its way there.
         """
-        idle = self.state is not State.TRACKING and self._stopped is None and self.is_at_rest
-        if not idle or self._measured_ns is None or self._commanded.has_changed:
+        rests = self.is_at_rest and not self._commanded.has_changed
+        idle = self.state is not State.TRACKING and self._stopped is None
+        if not idle or self._measured_ns is None or not (rests or self._yielding):
             return
         if moment.now_ns - self._measured_ns <= self._timeouts.joint_s * NS_PER_S:
             self._set_off_from_measured()
@@ -497,12 +531,15 @@ class Controller:
     def _set_off_from_measured(self) -> None:
         """An arm that is elsewhere is commanded to be where it is, at rest."""
         motion, measured = self._motion, self._measured
-        if motion is None or measured is None or not self._is_elsewhere(motion.position):
+        if motion is None or measured is None:
+            return
+        if not (self._yielding or self._is_off(motion.position, _ELSEWHERE_S)):
             return
         self._set_off_from(np.where(self._follows_commands, measured, motion.position))
 
     def _set_off_from(self, position: np.ndarray) -> None:
         self._motion, self._anew, self._astray = self._limits.at_rest(position), True, None
+        self._yielding = False
         self._commanded.forget()
 
     def _was_put_elsewhere(self, before: np.ndarray | None, passed_s: float) -> bool:

@@ -74,10 +74,8 @@ class Outlook:
         """The motion so much later; at rest where nothing is to come any more by then."""
         passed_s = min(passed_s, _LONGEST_S)
         ticks = math.ceil(passed_s / _STEP_S)
-        motion = self.motion
-        for motion in self._to_come(passed_s / max(ticks, 1), ticks):
-            pass
-        return motion
+        *_, last = self.motion, *self._to_come(passed_s / max(ticks, 1), ticks)
+        return last
 
     def _to_come(self, period_s: float, ticks: int) -> Iterator[Motion]:
         motion, path, kept = self.motion, self.path, self.kept

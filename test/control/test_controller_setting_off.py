@@ -231,6 +231,64 @@ def test_a_command_does_not_run_away_from_an_arm_that_is_blocked() -> None:
     assert arm.controller.state is State.TRACKING
 
 
+def blocked_arm() -> Arm:
+    """Held, for it is farther from its command than a chunk may begin."""
+    arm = Arm()
+    arm.tick()
+    arm.follow(arm.ramp(rows=15))
+    while arm.reason is not Reason.NOT_FOLLOWING:
+        arm.position = HOME
+        arm.tick()
+    arm.position = HOME
+    return arm
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_an_arm_that_is_blocked_is_not_pressed_on(stopped: bool) -> None:
+    arm = blocked_arm()
+    if stopped:
+        arm.controller.stop("the button")
+    commands = []
+    for _ in range(60):
+        arm.position = HOME
+        commands.append(arm.tick())
+    steps = np.diff(path(commands))
+    assert np.abs(steps).max() <= 4.0 * 0.02 + 1e-9, "the velocity limit"
+    assert np.abs(np.diff(steps)).max() <= 20.0 * 0.02**2 + 1e-9, "and the acceleration's"
+    assert path(commands)[-1] == pytest.approx(0.5, abs=0.1)
+    assert np.all(steps[-10:] == 0.0)
+    assert arm.reason is (Reason.STOPPED if stopped else Reason.NOT_FOLLOWING)
+
+
+def test_an_arm_that_sags_where_it_was_blocked_does_not_sink() -> None:
+    arm = blocked_arm()
+    for _ in range(100):
+        arm.position = arm.position - [0.07, 0.0]
+        arm.tick()
+    assert arm.position[0] > 0.3
+
+
+def test_one_wrong_measurement_of_an_arm_at_rest_moves_it_hardly() -> None:
+    arm = Arm()
+    arm.run(0.5)
+    arm.position = np.array([-1.5, 0.0])
+    commands = [arm.tick()]
+    arm.position = HOME
+    commands += [arm.tick()]
+    for _ in range(50):
+        arm.position = HOME
+        commands.append(arm.tick())
+    assert np.abs(path(commands) - 0.5).max() < 0.05
+
+
+def test_an_arm_that_was_blocked_is_not_moved_by_old_joint_states() -> None:
+    arm = blocked_arm()
+    arm.measuring = False
+    arm.run(0.5)
+    rested = arm.run(0.2)
+    assert np.ptp(path(rested)) == 0.0 and path(rested)[0] > 0.6
+
+
 def test_in_open_loop_an_arm_that_stays_where_it_is_is_no_reason_to_hold() -> None:
     arm = Arm(open_loop=True)
     arm.tick()
