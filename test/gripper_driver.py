@@ -20,6 +20,7 @@ from rclpy.action import ActionServer, GoalResponse
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.parameter import Parameter
 from sensor_msgs.msg import JointState
+from std_srvs.srv import Trigger
 
 from cosmos3_ros.control.chunk import Chunk
 from cosmos3_ros.msg import ActionChunk
@@ -66,7 +67,7 @@ class Robot:
 
 
 def main() -> None:
-    """Print {goals, names}."""
+    """Print {at_first, goals, names}."""
     rclpy.init()
     given = {"embodiment": "sim_panda", "gripper_action": ACTION, "gripper_max_effort": EFFORT}
     controller = ControllerNode(
@@ -84,27 +85,41 @@ def main() -> None:
                 sys.exit(f"waited in vain; goals {robot.goals}, {len(robot.commands)} commands")
             executor.spin_once(timeout_sec=0.05)
 
+    def idle(seconds: float) -> None:
+        end_s = time.monotonic() + seconds
+        until(lambda: time.monotonic() > end_s)
+
+    space = command_space(load_embodiment("sim_panda"))
+
+    def publish(plan_id: int, closedness: float) -> None:
+        rows = np.tile(HOME, (15, 1))
+        rows[:, 7] = closedness
+        now_ns = controller.now_ns()
+        message = message_from_chunk(Chunk(plan_id, now_ns, 15.0, rows, now_ns), space)
+        assert message.header.stamp == time_message(now_ns)
+        robot.chunks.publish(message)
+
     controller.trigger_configure()
     controller.trigger_activate()
-    until(lambda: len(robot.goals) == 2 and robot.commands)
-    rows = np.tile(HOME, (15, 1))
-    rows[:, 7] = 1.0
-    now_ns = controller.now_ns()
-    chunk = Chunk(1, now_ns, 15.0, rows, now_ns)
-    space = command_space(load_embodiment("sim_panda"))
-    message = message_from_chunk(chunk, space)
-    assert message.header.stamp == time_message(now_ns)
-    robot.chunks.publish(message)
+    until(lambda: robot.commands)
+    idle(0.3)
+    at_first = len(robot.goals)
+    publish(1, closedness=0.0)
+    until(lambda: len(robot.goals) == 2)
+    publish(2, closedness=1.0)
     until(lambda: robot.goals[-1][0] == 0.0)
+    # On its way: what it was told stays in force.
+    stopped = controller._on_stop(Trigger.Request(), Trigger.Response())
+    assert stopped.success
+    idle(0.5)
     names = list(robot.commands[-1].name)
     robot.driver.destroy()
-    idle_s = time.monotonic() + 1.0
-    until(lambda: time.monotonic() > idle_s)
+    idle(1.0)
     robot.driver = robot.start_driver()
     until(lambda: len(robot.goals) == 4)
     controller.trigger_deactivate()
     controller.trigger_cleanup()
-    print(json.dumps({"goals": robot.goals, "names": names}))
+    print(json.dumps({"at_first": at_first, "goals": robot.goals, "names": names}))
     rclpy.shutdown()
 
 

@@ -64,7 +64,8 @@ class NotReady(ValueError):
 @dataclass(frozen=True)
 class Command:
     """``positions`` [width] in channel units, to be published now. ``wanted`` [width]: what they
-    are on their way to inside the limits. ``began``: the chunk that is followed from this command
+    are on their way to inside the limits; a gripper is on its way to what it was told last, while
+    the arm is held, too. ``began``: the chunk that is followed from this command
     on, None where it is the one before, or none. ``anew``: what was forecast before does not hold
     any more."""
 
@@ -163,6 +164,11 @@ class Controller:
         rest, position = self._following.rest, self._motion.position
         away = ~np.isnan(rest) & (np.abs(position - rest) > ROUNDING)
         return not (np.any(self._motion.velocity) or np.any(away))
+
+    @property
+    def has_followed(self) -> bool:
+        """Whether a chunk was, since the beginning or since a simulator put the robot elsewhere."""
+        return self._kept is not None
 
     @property
     def to_rest_s(self) -> float:
@@ -318,8 +324,11 @@ class Controller:
             yielded, self._yielding = self._yielding, self._yields(moment)
             self._motion = self._step_while_held(dt_s)
             self._commanded.add(moment.now_ns, self._motion.position)
-            position = self._motion.position
-            return Command(position, position, self.state, None, anew or yielded or self._yielding)
+            position, anew = self._motion.position, anew or yielded or self._yielding
+            wanted = position
+            if self._kept is not None:
+                wanted = np.where(self._following.held, self._limits.clamp(self._kept), position)
+            return Command(position, wanted, self.state, None, anew)
         self._yielding = False
         target = self._path.at(moment.now_ns)
         wanted = self._kept = self._steps.where_held(self._kept, target.position)

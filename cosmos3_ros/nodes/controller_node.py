@@ -285,7 +285,10 @@ class ControllerNode(ManagedNode):
         """On the executor's thread: an action's answers need it."""
         run, gripper = self._running(), self._target.embodiment.gripper
         wanted = run.wanted
-        if self._gripper is not None and gripper is not None and wanted is not None:
+        # Before the first chunk it is left alone: told to be where it is, it would grip no longer.
+        if wanted is None or not run.controller.has_followed:
+            return
+        if self._gripper is not None and gripper is not None:
             # Not the commands on the way there: every goal has a driver begin anew.
             channel = self._target.space.names.index(gripper.channel)
             self._gripper.follow(float(wanted[channel]))

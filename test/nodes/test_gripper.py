@@ -60,8 +60,9 @@ def test_the_gripper_gets_goals_and_the_arm_the_rest(
     )
     assert ended.returncode == 0, ended.stderr
     told = json.loads(ended.stdout)
+    assert told["at_first"] == 0, "a gripper that holds something is left alone before a plan"
     # Open, refused and therefore sent again; then closed, and closed to the next driver. Each once,
-    # however long it is commanded.
+    # however long it is commanded, and whatever stops the arm on the way.
     assert told["goals"] == [[0.04, 20.0], [0.04, 20.0], [0.0, 20.0], [0.0, 20.0]]
     assert told["names"] == [f"panda_joint{i}" for i in range(1, 8)]
 
