@@ -56,7 +56,9 @@ def declared_arguments() -> list[DeclareLaunchArgument]:
             description="Parameters of both nodes.",
         ),
         DeclareLaunchArgument(
-            "use_sim_time", default_value="false", description="Follow /clock: true or false."
+            "use_sim_time",
+            default_value="",
+            description="Follow /clock: true or false; empty: as in params_file.",
         ),
         DeclareLaunchArgument(
             "image_transport", default_value="", description="Cameras are raw or compressed."
@@ -100,8 +102,9 @@ def declared_arguments() -> list[DeclareLaunchArgument]:
         ),
         DeclareLaunchArgument(
             "open_loop",
-            default_value="false",
-            description="The commands move nothing, as in a replay: true or false.",
+            default_value="",
+            description="The commands move nothing, as in a replay: true or false; empty: as in "
+            "params_file.",
         ),
         DeclareLaunchArgument(
             "dds_profile",
@@ -151,13 +154,13 @@ def nodes(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     def value(name: str) -> str:
         return str(LaunchConfiguration(name).perform(context))
 
-    def given(names: tuple[str, ...]) -> dict[str, ParameterValue]:
-        return {n: ParameterValue(value(n), value_type=str) for n in names if value(n)}
+    def given(names: tuple[str, ...], value_type: type = str) -> dict[str, ParameterValue]:
+        return {n: ParameterValue(value(n), value_type=value_type) for n in names if value(n)}
 
-    rate = value("plan_rate_hz")
-    plan_rate = {"plan_rate_hz": ParameterValue(rate, value_type=float)} if rate else {}
+    def over_file(arguments: dict[str, ParameterValue]) -> list[object]:
+        """What is given wins over the file. A dictionary without any parameter is not passed."""
+        return [value("params_file"), *([arguments] if arguments else [])]
 
-    use_sim_time = ParameterValue(LaunchConfiguration("use_sim_time"), value_type=bool)
     # The instruction goes to the controller, too: it refuses chunks of another one.
     remappings = [
         ("joint_states", value("joint_states_topic")),
@@ -169,10 +172,13 @@ def nodes(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         package=PACKAGE,
         executable="policy_node",
         namespace=value("namespace"),
-        parameters=[
-            value("params_file"),
-            {**given(POLICY_PARAMETERS), **plan_rate, "use_sim_time": use_sim_time},
-        ],
+        parameters=over_file(
+            {
+                **given(POLICY_PARAMETERS),
+                **given(("plan_rate_hz",), float),
+                **given(("use_sim_time",), bool),
+            }
+        ),
         remappings=[*remappings, *camera_remappings(value("camera_topics"))],
         ros_arguments=ros_arguments,
         output="screen",
@@ -181,14 +187,12 @@ def nodes(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         package=PACKAGE,
         executable="controller_node",
         namespace=value("namespace"),
-        parameters=[
-            value("params_file"),
+        parameters=over_file(
             {
                 **given(CONTROLLER_PARAMETERS),
-                "use_sim_time": use_sim_time,
-                "open_loop": ParameterValue(LaunchConfiguration("open_loop"), value_type=bool),
-            },
-        ],
+                **given(("use_sim_time", "open_loop"), bool),
+            }
+        ),
         remappings=remappings,
         ros_arguments=ros_arguments,
         output="screen",

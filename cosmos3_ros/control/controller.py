@@ -140,7 +140,7 @@ class Controller:
         self._anew = False
         self._outside: Cause | None = None  # the last measurement was outside the limits
         self._astray: Cause | None = None  # it was far from the command of its time
-        self._blocked: Cause | None = None  # why the last chunk was given up
+        self._given_up: Cause | None = None  # why the last chunk was given up
         self._yielding = False  # the command goes back to where the arm is
         self._jumped: Cause | None = None
         self._stopped: Cause | None = None
@@ -230,8 +230,12 @@ class Controller:
                 self._ended, self._planner, self._planner_ns = planner, None, None
 
     def instruct(self, instruction: str) -> None:
-        """The instruction in force: chunks of another one are refused from now on."""
+        """The instruction in force: chunks of another one are refused from now on. An empty one
+        ends what is followed; by another one it is, until the first chunk of that."""
         self._instruction = instruction
+        if not instruction:
+            self._forget_chunks()
+            self._given_up = Cause(Reason.NO_CHUNK, "the instruction was ended by an empty one")
 
     def stop(self, text: str) -> None:
         """Hold from the next tick on, until ``resume``."""
@@ -311,7 +315,7 @@ class Controller:
         if cause is None and before is not State.TRACKING and began is None:
             cause = self._cause_not_to_go_on(moment)
         if cause is not None and cause is self._astray:
-            self._blocked = cause
+            self._given_up = cause
             self._forget_chunks()
         self._enter(cause)
         anew = self._anew or began is not None or self.state is not before or paused
@@ -393,7 +397,7 @@ class Controller:
             if blend_s > 0:
                 new = CrossFade(old, new, now_ns, blend_s, space, held)
         self._chunk, self._path = chunk, new
-        self._jumped = self._blocked = None
+        self._jumped = self._given_up = None
         # What was seen stays true of an arm that stands still until its plan starts.
         self._observed_ns = min(chunk.start_ns, now_ns)
 
@@ -403,7 +407,7 @@ class Controller:
         if self._cause_not_to_move is not None:
             return self._cause_not_to_move
         if self._chunk is None:
-            return self._jumped or self._blocked or Cause(Reason.NO_CHUNK, "no chunk has arrived")
+            return self._jumped or self._given_up or Cause(Reason.NO_CHUNK, "no chunk has arrived")
         signs = self._signs(self._chunk.end_ns, self._observed_ns)
         return cause_to_hold(signs, self._timeouts, moment) or self._astray
 

@@ -168,7 +168,6 @@ class ControllerNode(ManagedNode):
         self._forecaster = None
         if self._interface.whole:
             self._forecaster = Forecaster(self._send_outlook, self._tick_failed)
-            self._forecaster.start()
         reader = self._run.reader
         chunk_qos = qos_profile(parameters.action_chunk_reliability, parameters.action_chunk_depth)
         joint_qos = qos_profile(parameters.joint_states_reliability, parameters.joint_states_depth)
@@ -196,6 +195,8 @@ class ControllerNode(ManagedNode):
         self.repeat(DIAGNOSTICS_PERIOD_S, self._publish_diagnostics)
         for refusal in self._scheduling.of_another_thread().apply_to_this_thread():
             self.get_logger().warning(refusal)
+        if self._forecaster is not None:
+            self._forecaster.start()  # with this thread's priority: it shares Python's lock, too
         self.while_active(self._scheduling.release)
         self.while_active(self._come_to_rest)
         loop.start()

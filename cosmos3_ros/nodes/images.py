@@ -67,7 +67,10 @@ def image_message(rgb: np.ndarray, stamp: Time, frame_id: str) -> Image:
 
 def _decompressed(message: CompressedImage, camera: str) -> np.ndarray:
     data = np.frombuffer(message.data, np.uint8)
-    picture = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
+    try:
+        picture = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
+    except cv2.error:  # of a header that asks for more than there may be
+        picture = None
     if picture is None:
         raise ImageError(
             "camera_malformed",

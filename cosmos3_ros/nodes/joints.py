@@ -105,8 +105,11 @@ class JointReader:
         """Take the joints we know from a message; others and their order do not matter.
 
         A message without a stamp counts as measured now. Raises ValueError, and takes nothing,
-        where names and positions do not pair up, or none or a NaN of ours is among them.
+        where names and positions do not pair up, or none or a NaN of ours is among them. Once ours
+        are known, a message of none is another robot's, and nothing of it matters.
         """
+        if self._stamps_ns.any() and not self._index.keys() & set(message.name):
+            return
         require_pairs(message)
         found = {
             self._index[name]: position

@@ -88,9 +88,9 @@ class PoseReader:
 
     def read(self, message: JointState, now_ns: int) -> None:
         """Take the gripper's joint, where there is one and it tells the closedness."""
-        require_pairs(message)
         gripper = None if self._gripper_topic else self._gripper
         if gripper is not None and gripper.joint in message.name:
+            require_pairs(message)
             position = message.position[list(message.name).index(gripper.joint)]
             self.read_gripper(gripper.closedness(position))
 

@@ -33,7 +33,8 @@ class StampedPlan:
 class PlannerStatus:
     """``fault``: why planning has ended for good. ``waiting``: why there is no plan right now.
 
-    ``prompted``: the instruction is one the policy can follow. ``strategy``: the one in force.
+    ``prompted``: the instruction is one the policy can follow. ``picture_ns``: stamp of the newest
+    picture, ``last_stamp_ns``: of the last that was planned from. ``strategy``: the one in force.
     ``degraded``: why that is not the one asked for.
     """
 
@@ -43,6 +44,7 @@ class PlannerStatus:
     waiting: str
     plans: int
     observations: int
+    picture_ns: int | None
     last_stamp_ns: int | None
     latencies_s: tuple[float, ...]
     rejected_observations: dict[str, int]
@@ -146,6 +148,7 @@ class Planner(Worker):
                 waiting=self._waiting,
                 plans=self._plans,
                 observations=self._observations,
+                picture_ns=self._observer.progress(),
                 last_stamp_ns=self._last_stamp,
                 latencies_s=tuple(self._latencies),
                 rejected_observations=dict(self._rejected_observations),

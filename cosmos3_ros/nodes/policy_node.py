@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -131,6 +132,7 @@ class PolicyNode(ManagedNode):
         )
         gripper_topic = parameters.gripper_source == "topic"
         self._id = secrets.randbits(64)
+        self._seen_ns = 0  # the clock when something was observed last
         contract, space = self._policy.contract, self._space
         held = ~np.isnan(space.hysteresis)
         strategy = Strategy(parameters.strategy)
@@ -193,21 +195,26 @@ class PolicyNode(ManagedNode):
         self._planner = self._painter = None
 
     def _on_image(self, camera: str, message: Image | CompressedImage) -> None:
-        assert self._planner is not None
-        self._planner.update(lambda observer: observer.on_image(camera, message), wake=True)
+        self._observe(lambda observer: observer.on_image(camera, message), wake=True)
 
     def _on_joint_states(self, message: JointState) -> None:
-        assert self._planner is not None
-        self._planner.update(lambda observer: observer.on_joint_states(message))
+        self._observe(lambda observer: observer.on_joint_states(message))
 
     def _on_pose(self, topic: str, message: PoseStamped) -> None:
-        assert self._planner is not None
-        self._planner.update(lambda observer: observer.on_pose(topic, message))
+        self._observe(lambda observer: observer.on_pose(topic, message))
 
     def _on_gripper(self, message: Float64) -> None:
+        now_ns = self.now_ns()
+        self._observe(lambda observer: observer.on_gripper(message.data, now_ns))
+
+    def _observe(self, change: Callable[[Observer], None], *, wake: bool = False) -> None:
+        """Of a system's clock that is set back nobody else tells: ROS does of a simulator's."""
         assert self._planner is not None
         now_ns = self.now_ns()
-        self._planner.update(lambda observer: observer.on_gripper(message.data, now_ns))
+        if now_ns < self._seen_ns:
+            self._on_jump()
+        self._seen_ns = now_ns
+        self._planner.update(change, wake)
 
     def _on_instruction(self, message: String) -> None:
         assert self._planner is not None
@@ -226,8 +233,9 @@ class PolicyNode(ManagedNode):
         )
         self._planner.hear(heard)
 
-    def _on_jump(self, jump: TimeJump) -> None:
+    def _on_jump(self, _: TimeJump | None = None) -> None:
         assert self._planner is not None
+        self._seen_ns = 0
         self.get_logger().warning("the clock jumped back: earlier observations are dropped")
         self._planner.forget()
 
@@ -329,11 +337,10 @@ def policy_state(status: PlannerStatus, now_ns: int, max_age_s: float) -> tuple[
         return PolicyStatus.STATE_WAITING_FOR_INSTRUCTION, status.waiting
     if status.waiting:
         return PolicyStatus.STATE_WAITING_FOR_OBSERVATION, status.waiting
-    slack_s = max(status.latencies_s, default=0.0)
-    if status.last_stamp_ns is not None:
-        age_s = (now_ns - status.last_stamp_ns) / 1e9
-        if age_s > max_age_s + slack_s:
-            reason = f"newest observation is {age_s:.1f} s old; have the cameras stopped?"
+    if status.picture_ns is not None:
+        age_s = (now_ns - status.picture_ns) / 1e9
+        if age_s > max_age_s:
+            reason = f"the newest picture is {age_s:.1f} s old; have the cameras stopped?"
             return PolicyStatus.STATE_WAITING_FOR_OBSERVATION, reason
     return PolicyStatus.STATE_PLANNING, ""
 

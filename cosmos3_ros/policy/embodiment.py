@@ -45,6 +45,7 @@ BLOCKS: dict[str, tuple[tuple[str, str], ...]] = {
 # What a channel that moves a robot must have a limit of. A base's channels are velocities: how fast
 # it may go is their range, how fast that may change their velocity.
 _MOTION = ("velocity", "acceleration", "jump")
+_JOINT_MOTION = ("lower", "upper", *_MOTION)
 _BASE_MOTION = ("lower", "upper", "velocity")
 
 
@@ -227,7 +228,9 @@ class Embodiment:
         A gripper's need none: it is told open or closed, and goes there by itself. Of pose deltas
         the poses alone move something.
         """
-        needed = _BASE_MOTION if self.action_space == BASE_VELOCITY else _MOTION
+        needed = {JOINT_POSITION: _JOINT_MOTION, BASE_VELOCITY: _BASE_MOTION}.get(
+            self.action_space, _MOTION
+        )
         gripper = self.gripper.channel if self.gripper else ""
         moving = [c for c in self.channels if c.name != gripper]
         if self.action_space == POSE_DELTA:

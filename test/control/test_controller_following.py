@@ -145,6 +145,22 @@ def test_a_row_a_little_outside_the_limits_is_limited_and_counted() -> None:
     assert arm.controller.counts.saturated == pytest.approx(100, abs=1)
 
 
+def test_an_empty_instruction_ends_what_is_followed_and_another_one_does_not() -> None:
+    arm = Arm()
+    arm.controller.instruct(TOLD)
+    arm.tick()
+    arm.follow(arm.ramp())
+    arm.run(0.2)
+    arm.controller.instruct("touch the blue cube")
+    assert arm.tick().state is State.TRACKING, "until the first chunk of that"
+    arm.controller.instruct("")
+    assert arm.tick().state is State.HOLDING and arm.reason is Reason.NO_CHUNK
+    assert str(arm.controller.cause) == "the instruction was ended by an empty one"
+    arm.controller.instruct(TOLD)
+    arm.follow(arm.plan(2, [arm.position] * 10))
+    assert arm.tick().state is State.TRACKING
+
+
 def test_chunks_before_any_instruction_are_followed() -> None:
     arm = Arm()
     arm.follow(arm.ramp(instruction="whatever a bag says"))

@@ -90,20 +90,19 @@ def test_policy_launch_starts_both_nodes_and_the_bring_up_in_the_namespace() -> 
 
 def test_empty_arguments_leave_the_parameter_file_in_force() -> None:
     nodes = by_executable(performed("policy.launch.py"))
-    own: dict[str, dict[str, bool]] = {"policy_node": {}, "controller_node": {"open_loop": False}}
-    for name in own:
-        assert nodes[name].resolved["parameters"] == {"use_sim_time": False, **own[name]}
+    for name in ("policy_node", "controller_node"):
+        assert nodes[name].resolved["parameters"] == {}
         assert nodes[name].resolved["files"] == [str(ROOT / "config" / "policy.params.yaml")]
 
 
 def test_arguments_become_parameters() -> None:
     arguments = {"bundle": "b", "embodiment": "sim_panda", "use_sim_time": "true"}
-    arguments["plan_rate_hz"] = "2.5"
+    arguments |= {"plan_rate_hz": "2.5", "open_loop": "true"}
     nodes = by_executable(performed("policy.launch.py", **arguments))
     shared = {"embodiment": "sim_panda", "use_sim_time": True}
     policy = {"bundle": "b", "plan_rate_hz": 2.5, **shared}
     assert nodes["policy_node"].resolved["parameters"] == policy
-    assert nodes["controller_node"].resolved["parameters"] == {**shared, "open_loop": False}
+    assert nodes["controller_node"].resolved["parameters"] == {**shared, "open_loop": True}
 
 
 def test_topics_are_remapped_by_arguments() -> None:

@@ -265,6 +265,16 @@ def test_a_message_without_a_stamp_counts_as_measured_now() -> None:
     assert reader.stamp_ns == NOW_NS
 
 
+def test_once_ours_are_known_other_robots_joint_states_are_nothing_to_refuse() -> None:
+    reader = JointReader(JointMap(PANDA))
+    reader.read(states([*ARM, FINGER], JOINTS), NOW_NS)
+    reader.read(states(["left_wheel"], [3.0]), NOW_NS + 1)
+    reader.read(states(["left_wheel"], []), NOW_NS + 1)
+    assert reader.channels == pytest.approx(CHANNELS) and reader.stamp_ns == NOW_NS
+    with pytest.raises(ValueError, match="8 names and 0 positions"):
+        reader.read(states([*ARM, FINGER], []), NOW_NS + 1)
+
+
 @pytest.mark.parametrize(
     ("names", "positions", "expected"),
     [

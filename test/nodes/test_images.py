@@ -13,6 +13,14 @@ from cosmos3_ros.nodes.images import ENCODINGS, ImageError, image_message, rgb_o
 RGB = np.random.default_rng(0).integers(0, 256, (6, 10, 3), dtype=np.uint8)
 
 
+def enormous_jpeg() -> bytes:
+    """A picture whose header asks for 65500 x 65500 pixels."""
+    _, data = cv2.imencode(".jpg", np.zeros((16, 16, 3), np.uint8))
+    head, _, rest = data.tobytes().partition(b"\xff\xc0")
+    size = (65500).to_bytes(2, "big")
+    return head + b"\xff\xc0" + rest[:3] + size + size + rest[7:]
+
+
 def encoded(encoding: str, padding: int = 0) -> Image:
     """The picture RGB in an encoding, each row followed by ``padding`` bytes."""
     grey = cv2.cvtColor(RGB, cv2.COLOR_RGB2GRAY)
@@ -74,7 +82,7 @@ def test_a_size_that_the_bytes_do_not_bear_out_is_refused(change: dict[str, int]
     assert refusal.value.reason == "camera_malformed"
 
 
-@pytest.mark.parametrize("data", [b"", b"not a picture"])
+@pytest.mark.parametrize("data", [b"", b"not a picture", enormous_jpeg()])
 def test_bytes_that_are_no_picture_are_refused(data: bytes) -> None:
     with pytest.raises(ImageError, match="are no JPEG or PNG"):
         rgb_of(CompressedImage(format="jpeg", data=data), "wrist")

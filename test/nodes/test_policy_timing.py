@@ -7,8 +7,10 @@ import time
 from collections.abc import Callable
 
 import numpy as np
+import pytest
 from policy_world import SimulatedTime, World
 
+from cosmos3_ros.msg import PolicyStatus
 from cosmos3_ros.nodes.controller_parameters import ControllerParameters
 from cosmos3_ros.nodes.parameters import parameter_rows
 from cosmos3_ros.policy.program import PLAN
@@ -93,6 +95,38 @@ def test_a_clock_that_jumps_back_drops_what_was_seen_before(
     # Joint states of before the jump are forgotten: they are missing, not merely old.
     robot.run(5.0, lambda: world.rejected("joints_missing") > 0, "refusals", joints_too=False)
     assert world.rejected("joints_stale") == 0
+
+
+def test_a_clock_that_is_set_back_drops_what_was_seen_before(
+    make_world: Callable[..., World], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Of a system's clock ROS says nothing."""
+    world = make_world()
+    behind_ns, now_ns = [0], world.policy.now_ns
+    world.policy.now_ns = lambda: now_ns() - behind_ns[0]  # type: ignore[method-assign]
+    world.activate()
+    world.instruct("touch the red cube")
+    world.send_until(lambda: bool(world.chunks), "a chunk came")
+    behind_ns[0] = 30 * 10**9
+    world.send_until(
+        lambda: "the clock jumped back" in capfd.readouterr().err,
+        "it is said",
+        lambda: world.send(age_s=30.0),
+    )
+    before = len(world.chunks)
+    world.send_until(
+        lambda: len(world.chunks) > before, "plans go on", lambda: world.send(age_s=30.0)
+    )
+
+
+def test_a_low_plan_rate_is_no_camera_that_has_stopped(make_world: Callable[..., World]) -> None:
+    world = make_world(plan_rate_hz=0.2)
+    world.activate()
+    world.instruct("touch the red cube")
+    world.send_until(lambda: world.says(PolicyStatus.STATE_PLANNING), "it plans")
+    since = len(world.statuses)
+    world.send_until(lambda: len(world.statuses) >= since + 3, "more was said")
+    assert {status.state for status in world.statuses[since:]} == {PolicyStatus.STATE_PLANNING}
 
 
 def test_a_bag_that_loops_onto_the_same_stamp_is_planned_again(

@@ -138,11 +138,11 @@ def test_one_camera_less_changes_no_limit() -> None:
     assert load_embodiment("droid_exterior").channels == load_embodiment("droid_joint_pos").channels
 
 
-@pytest.mark.parametrize("key", ["velocity", "acceleration", "jump"])
+@pytest.mark.parametrize("key", ["lower", "upper", "velocity", "acceleration", "jump"])
 def test_a_joint_without_a_limit_is_refused_by_its_name_and_key(key: str) -> None:
     arm = load_embodiment("sim_panda")
     channels = list(arm.channels)
-    channels[1] = replace(channels[1], **{key: math.inf})
+    channels[1] = replace(channels[1], **{key: -math.inf if key == "lower" else math.inf})
     with pytest.raises(EmbodimentError, match=rf"has no limit of joint_2 \({key}\); expected"):
         replace(arm, channels=tuple(channels)).require_limits()
 
