@@ -8,6 +8,7 @@ place of every camera view on the canvas. Nothing about a robot stands in code.
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -304,30 +305,32 @@ class _Reader:
         )
         self.keys("the top level", data, required, optional)
         channels = self.channels(data["channels"])
-        if data.get("normalisation") == "quantile":
-            channels = self.quantile_scaled(channels, data.get("quantiles") or {})
+        normalisation = self.choice(
+            "normalisation", data.get("normalisation", "none"), NORMALISATIONS
+        )
+        channels = self.normalised(channels, normalisation, data)
         canvas = data.get("canvas") or {}
         self.keys("canvas", canvas, ("width", "height") if canvas else (), ())
         embodiment = Embodiment(
             name=str(data["name"]),
             domain=str(data["domain"]),
-            domain_id=int(data["domain_id"]),
+            domain_id=self.whole("domain_id", data["domain_id"]),
             description=str(data.get("description", "")).strip(),
             action_space=self.choice("action_space", data["action_space"], ACTION_SPACES),
-            normalisation=self.choice(
-                "normalisation", data.get("normalisation", "none"), NORMALISATIONS
-            ),
-            rate_hz=None if data.get("rate_hz") is None else float(data["rate_hz"]),
+            normalisation=normalisation,
+            rate_hz=None
+            if data.get("rate_hz") is None
+            else self.number("rate_hz", data["rate_hz"]),
             state_row=bool(data.get("state_row", False)),
             view_point=self.choice("view_point", data.get("view_point", "ego_view"), VIEW_POINTS),
             view_detail=str(data.get("view_detail", "")),
             base_frame=str(data.get("base_frame", "base_link")),
             channels=channels,
-            joints=tuple(data.get("joints", ())),
+            joints=tuple(str(name) for name in self.entries("joints", data.get("joints", []))),
             gripper=self.gripper(data.get("gripper")),
-            cameras=self.cameras(data.get("cameras", ())),
-            canvas_width=int(canvas.get("width", 0)),
-            canvas_height=int(canvas.get("height", 0)),
+            cameras=self.cameras(data.get("cameras", [])),
+            canvas_width=self.whole("canvas.width", canvas.get("width", 0)),
+            canvas_height=self.whole("canvas.height", canvas.get("height", 0)),
         )
         self.check(embodiment)
         return embodiment
@@ -345,6 +348,25 @@ class _Reader:
                 f"expected {list(required)}, optionally {list(optional)}"
             )
 
+    def entries(self, key: str, data: Any) -> list[Any]:
+        if not isinstance(data, list):
+            raise self.refuse(f"{key} is a {type(data).__name__}; expected a list")
+        return data
+
+    def number(self, key: str, value: Any) -> float:
+        number = math.nan
+        if isinstance(value, int | float | str) and not isinstance(value, bool):
+            with suppress(ValueError):
+                number = float(value)  # YAML takes 1e-3 for a word
+        if math.isnan(number):
+            raise self.refuse(f"{key} is '{value}'; expected a number")
+        return number
+
+    def whole(self, key: str, value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise self.refuse(f"{key} is '{value}'; expected a whole number")
+        return value
+
     def choice(self, key: str, value: Any, choices: tuple[str, ...]) -> str:
         if value not in choices:
             raise self.refuse(f"{key} is '{value}'; expected one of {', '.join(choices)}")
@@ -352,8 +374,8 @@ class _Reader:
 
     def channels(self, entries: Any) -> tuple[Channel, ...]:
         channels: list[Channel] = []
-        for entry in entries:
-            if "block" in entry:
+        for entry in self.entries("channels", entries):
+            if isinstance(entry, dict) and "block" in entry:
                 channels += self.block(entry)
             else:
                 channels.append(self.channel(entry))
@@ -371,25 +393,60 @@ class _Reader:
         for index, channel in enumerate(given):
             turns = "turn_" if name == "pose" and index >= len(_AXES) else ""
             limits: dict[str, Any] = {
-                key: float(entry[turns + key]) for key in motion if turns + key in entry
+                key: self.number(turns + key, entry[turns + key])
+                for key in motion
+                if turns + key in entry
             }
             if name == "pose" and index < len(_AXES):
                 limits |= {
-                    key: float(entry[key][index]) for key in ("lower", "upper") if key in entry
+                    key: self.numbers(key, entry[key], len(_AXES))[index]
+                    for key in ("lower", "upper")
+                    if key in entry
                 }
             limited.append(replace(channel, **limits))
         return limited
 
-    def channel(self, entry: dict[str, Any]) -> Channel:
+    def channel(self, entry: Any) -> Channel:
         numbers = ("offset", "scale", "lower", "upper", "velocity", "acceleration", "jump")
-        self.keys(f"channel {entry.get('name', '?')}", entry, ("name", "unit"), numbers)
-        if entry.get("scale") == 0:
-            raise self.refuse(f"channel {entry['name']} has scale 0; expected any other number")
-        given = {key: float(entry[key]) for key in numbers if key in entry}
+        name = f"channel {entry.get('name', '?')}" if isinstance(entry, dict) else "a channel"
+        self.keys(name, entry, ("name", "unit"), numbers)
+        given = {key: self.number(f"{name}: {key}", entry[key]) for key in numbers if key in entry}
+        if given.get("scale") == 0:
+            raise self.refuse(f"{name} has scale 0; expected any other number")
         return Channel(str(entry["name"]), str(entry["unit"]), **given)
 
+    def numbers(self, key: str, values: Any, count: int) -> list[float]:
+        if len(self.entries(key, values)) != count:
+            raise self.refuse(f"{key} holds {len(values)} values; expected {count}")
+        return [self.number(key, value) for value in values]
+
+    def normalised(
+        self, channels: tuple[Channel, ...], normalisation: str, data: dict[str, Any]
+    ) -> tuple[Channel, ...]:
+        """What scales the channels is what ``normalisation`` says, and nothing else is given."""
+        quantiles = data.get("quantiles") or {}
+        if quantiles and normalisation != "quantile":
+            raise self.refuse(
+                f"quantiles are given and normalisation is '{normalisation}', which does not use "
+                "them; expected normalisation: quantile, or no quantiles"
+            )
+        scaled = [c.name for c in channels if (c.offset, c.scale) != (0.0, 1.0)]
+        if scaled and normalisation != "affine":
+            raise self.refuse(
+                f"channel {scaled[0]} has an offset or a scale and normalisation is "
+                f"'{normalisation}', which does not use them; expected normalisation: affine, or "
+                "neither of them"
+            )
+        if normalisation != "quantile":
+            return channels
+        if not isinstance(quantiles, dict):
+            raise self.refuse(
+                f"quantiles are a {type(quantiles).__name__}; expected channel: [q01, q99]"
+            )
+        return self.quantile_scaled(channels, quantiles)
+
     def quantile_scaled(
-        self, channels: tuple[Channel, ...], quantiles: dict[str, list[float]]
+        self, channels: tuple[Channel, ...], quantiles: dict[str, Any]
     ) -> tuple[Channel, ...]:
         """a = (x + 1) / 2 * (q99 - q01) + q01, as offset and scale; NaN where none is given."""
         unknown = sorted(set(quantiles) - {c.name for c in channels})
@@ -400,7 +457,9 @@ class _Reader:
             )
         scaled = []
         for channel in channels:
-            q01, q99 = quantiles.get(channel.name, (math.nan, math.nan))
+            q01, q99 = math.nan, math.nan
+            if channel.name in quantiles:
+                q01, q99 = self.numbers(f"quantiles of {channel.name}", quantiles[channel.name], 2)
             if q01 >= q99:
                 raise self.refuse(
                     f"quantiles of {channel.name} are {q01}, {q99}; expected q01 < q99"
@@ -413,13 +472,18 @@ class _Reader:
             return None
         numbers = ("open", "closed", "hysteresis")
         self.keys("gripper", data, ("channel", "joint", *numbers[:2]), numbers[2:])
-        given = {key: float(data[key]) for key in numbers if key in data}
+        given = {k: self.number(f"gripper.{k}", data[k]) for k in numbers if k in data}
         return Gripper(str(data["channel"]), str(data["joint"]), **given)
 
     def cameras(self, entries: Any) -> tuple[CameraView, ...]:
-        for entry in entries:
-            self.keys("a camera", entry, ("name", "x", "y", "width", "height"), ())
-        return tuple(CameraView(**entry) for entry in entries)
+        views, sides = [], ("x", "y", "width", "height")
+        for entry in self.entries("cameras", entries):
+            self.keys("a camera", entry, ("name", *sides), ())
+            cell = {
+                side: self.whole(f"camera {entry['name']}: {side}", entry[side]) for side in sides
+            }
+            views.append(CameraView(str(entry["name"]), **cell))
+        return tuple(views)
 
     def check(self, e: Embodiment) -> None:
         names = e.channel_names

@@ -88,6 +88,22 @@ def test_quantiles_scale_minus_one_to_one_onto_themselves(tmp_path: Path) -> Non
     assert embodiment.to_physical(np.array([1.0, 1.0])).tolist() == [6.0, 1.0]
 
 
+@pytest.mark.parametrize(
+    ("quantiles", "message"),
+    [
+        ("{position_x: [1]}", "quantiles of position_x holds 1 values; expected 2"),
+        ("{position_x: [0.0, top]}", "quantiles of position_x is 'top'; expected a number"),
+        ("[0.0, 1.0]", "quantiles are a list; expected channel: "),
+        ("{position_x: [1.0, 0.0]}", "expected q01 < q99"),
+        ("{x: [0.0, 1.0]}", "quantiles names x; expected names of its channels: position_x"),
+    ],
+)
+def test_quantiles_that_are_none_are_refused(quantiles: str, message: str, tmp_path: Path) -> None:
+    text = load_text("pusht") + f"quantiles: {quantiles}\n"
+    with pytest.raises(EmbodimentError, match=message):
+        load_embodiment(write(tmp_path, text))
+
+
 def test_channels_without_quantiles_are_refused_by_name() -> None:
     with pytest.raises(EmbodimentError, match=r"pusht.*position_x, position_y.*quantiles"):
         load_embodiment("pusht").to_physical(np.zeros(2))
@@ -116,6 +132,17 @@ def test_the_gripper_joint_maps_onto_closedness() -> None:
         (("scale: 0.199934", "scale: 0"), "channel joint_1 has scale 0"),
         (("lower: -1.7", "lower: 1.8"), "channel joint_2 has lower 1.8"),
         (("domain: droid", "\tdomain: droid"), "is not YAML"),
+        (("domain_id: 8", "domain_id: eight"), "domain_id is 'eight'; expected a whole number"),
+        (("rate_hz: 15.0", "rate_hz: fast"), "rate_hz is 'fast'; expected a number"),
+        (("scale: 0.199934", "scale: [1]"), "channel joint_1: scale is '.1.'; expected a number"),
+        (("closed: 0.0", "closed: shut"), "gripper.closed is 'shut'; expected a number"),
+        (("joints: [", "joints: 7 # ["), "joints is a int; expected a list"),
+        (("normalisation: affine", "normalisation: none"), "joint_1 has an offset or a scale and"),
+        (("normalisation: affine", "normalisation: quantile"), "is 'quantile', which does not use"),
+        (
+            ("domain_id: 8", "domain_id: 8\nquantiles: {joint_1: [-2.0, 2.5]}"),
+            "quantiles are given and normalisation is 'affine', which does not use them",
+        ),
     ],
 )
 def test_a_bad_file_is_refused_with_what_was_found_and_expected(
