@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,8 @@ from cosmos3_ros.policy.embodiment import Embodiment, load_embodiment
 if TYPE_CHECKING:
     from cosmos3_ros.engine.export import Calibration
     from cosmos3_ros.engine.export_contract import Body
+
+_OBSERVATIONS = 8
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,14 +32,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--calibrate", type=Path, metavar="BAG", help="see in this bag how large activations grow"
     )
     parser.add_argument(
-        "--observations", type=int, default=8, help="to calibrate on (default: %(default)s)"
+        "--observations", type=int, help=f"to calibrate on (default: {_OBSERVATIONS})"
     )
     parser.add_argument("--instruction", help="to calibrate with, instead of the bag's")
 
 
 def main(args: argparse.Namespace) -> int:
     recipe = load_recipe(args.recipe)
-    embodiment = load_embodiment(args.embodiment or recipe.embodiment)
+    if args.embodiment:
+        recipe = replace(recipe, embodiment=args.embodiment)
+    embodiment = load_embodiment(recipe.embodiment)
     calibration = _calibration(args, recipe, embodiment)
     # torch takes seconds to import: refuse a bad recipe before.
     from cosmos3_ros.engine.export import export
@@ -61,9 +66,17 @@ def main(args: argparse.Namespace) -> int:
 def _calibration(
     args: argparse.Namespace, recipe: Recipe, embodiment: Embodiment
 ) -> Calibration | None:
-    """What ``--calibrate`` asks for. Raises RecipeError where the recipe quantises nothing."""
+    """What ``--calibrate`` asks for. Raises RecipeError where the recipe quantises nothing, and
+    for what belongs to a calibration that is not asked for."""
     if args.calibrate is None:
+        for name in ("observations", "instruction"):
+            if getattr(args, name) is not None:
+                raise RecipeError(
+                    f"--{name} is for a calibration and there is none; expected --calibrate BAG, "
+                    f"or no --{name}"
+                )
         return None
+    observations = _OBSERVATIONS if args.observations is None else args.observations
     if recipe.precision not in QUANTISED:
         raise RecipeError(
             f"recipe '{recipe.name}' is {recipe.precision}: nothing is calibrated; expected "
@@ -71,14 +84,14 @@ def _calibration(
         )
     from cosmos3_ros.calibration import calibrate
 
-    with tqdm(desc=f"calibrate {recipe.name}", unit="plan", total=args.observations) as bar:
+    with tqdm(desc=f"calibrate {recipe.name}", unit="plan", total=observations) as bar:
         return calibrate(
             recipe,
             embodiment,
             body_of(embodiment),
             args.checkpoint,
             args.calibrate,
-            args.observations,
+            observations,
             args.instruction,
             lambda done: bar.update(done - bar.n),
         )

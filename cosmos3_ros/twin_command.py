@@ -23,6 +23,8 @@ def main(args: argparse.Namespace) -> int:
             f"bundle '{manifest.name}' is fp32 already; expected one of reduced precision: this "
             "one runs on a CPU as it is"
         )
+    if args.out.resolve() == bundle.path.resolve():
+        raise BundleError(f"--out is bundle '{args.out}' itself; expected another folder")
     with bundle_folder(args.out) as work:
         twin_bundle(bundle, work)
     print(f"{args.out}: the float32 twin of '{manifest.name}' in {manifest.precision}")

@@ -97,11 +97,17 @@ def _stock_outputs(
     if recipe is None or (args.checkpoint is None and recipe.model.random_seed is None):
         _row("parity", "not checked: give --checkpoint DIR, the folder this bundle was made from")
         return None
+    manifest = bundle.manifest
+    if recipe.precision != manifest.precision:
+        raise VerifyError(
+            f"bundle '{manifest.name}' is {manifest.precision}, made by a recipe in "
+            f"{recipe.precision}: a twin is not what the checkpoint was exported to; verify the "
+            "bundle it is the twin of"
+        )
     # torch takes seconds to import.
     from cosmos3_ros.engine.export_model import make_components, open_components
 
     hollow = open_components(recipe, args.checkpoint)
-    manifest = bundle.manifest
     if hollow.source_sha256 != manifest.source_sha256:
         raise VerifyError(
             f"'{hollow.source}' has weights of SHA-256 {hollow.source_sha256[:12]}…, bundle "

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 from bundles import Exported
 
-from cosmos3_ros.engine.bundle import MANIFEST
+from cosmos3_ros.engine.bundle import MANIFEST, manifest_text
 
 REFUSAL = "bundle 'tiny' is for embodiment 'droid_joint_pos'; expected one of the simulated arm"
 
@@ -15,6 +16,6 @@ REFUSAL = "bundle 'tiny' is for embodiment 'droid_joint_pos'; expected one of th
 def bundle_of_another_robot(tiny: Exported, folder: Path) -> Path:
     """The same arm with three other cameras, by what its manifest says."""
     bundle = Path(shutil.copytree(tiny.bundle.path, folder / "other"))
-    manifest = (bundle / MANIFEST).read_text()
-    (bundle / MANIFEST).write_text(manifest.replace('"sim_panda"', '"droid_joint_pos"'))
+    manifest = (bundle / MANIFEST).read_text().replace('"sim_panda"', '"droid_joint_pos"')
+    (bundle / MANIFEST).write_text(manifest_text(json.loads(manifest)))
     return bundle

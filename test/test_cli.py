@@ -98,6 +98,17 @@ def test_twin_writes_a_bundle_that_a_cpu_runs(
     twin = load_bundle(tmp_path / "twin")
     open_backend(twin, "onnxruntime", 1).close()
     assert "float32 twin of 'tiny_fp8'" in twin.manifest.warnings[-1]
+    assert main(["verify", str(twin.path)]) == 1
+    assert "verify the bundle it is the twin of" in capsys.readouterr().err
+
+
+def test_a_twin_does_not_take_the_place_of_what_it_is_of(
+    tiny_fp8: Exported, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = Path(shutil.copytree(tiny_fp8.bundle.path, tmp_path / "bundle"))
+    assert main(["twin", str(bundle), "--out", str(tmp_path / "." / "bundle")]) == 1
+    assert "itself; expected another folder" in capsys.readouterr().err
+    assert load_bundle(bundle).manifest.precision == "fp8"
 
 
 def test_twin_of_what_a_cpu_runs_already_is_refused(

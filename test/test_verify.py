@@ -14,7 +14,7 @@ from bundles import ENGINES, SIM_PANDA, Exported, exported
 
 from cosmos3_ros import verify_command
 from cosmos3_ros.cli import main
-from cosmos3_ros.engine.bundle import MANIFEST, file_sha256
+from cosmos3_ros.engine.bundle import MANIFEST, file_sha256, manifest_text
 from cosmos3_ros.engine.export_model import make_components, open_components
 from cosmos3_ros.engine.recipe import RECIPE, load_recipe, save_recipe
 
@@ -102,7 +102,7 @@ def test_another_sampler_is_missed_by_the_step_graph_alone(
     bundle = Path(shutil.copytree(tiny.bundle.path, tmp_path / "bundle"))
     manifest = json.loads((bundle / MANIFEST).read_text())
     manifest["contract"]["sampler"]["velocity"][2][1] += 0.01
-    (bundle / MANIFEST).write_text(json.dumps(manifest))
+    (bundle / MANIFEST).write_text(manifest_text(manifest))
     assert verify(tiny, bundle=bundle) == 1
     found = verdicts(capsys.readouterr().out)
     missed = {name for name, verdict in found.items() if verdict == "MISS"}
@@ -189,11 +189,11 @@ def test_a_recipe_is_kept_in_one_file_whatever_it_extends(
 def rehash(bundle: Path, name: str, **changes: str) -> None:
     manifest = json.loads((bundle / MANIFEST).read_text()) | changes
     manifest["files"][name] = file_sha256(bundle / name)
-    (bundle / MANIFEST).write_text(json.dumps(manifest))
+    (bundle / MANIFEST).write_text(manifest_text(manifest))
 
 
 def forget_recipe(bundle: Path) -> None:
     (bundle / RECIPE).unlink()
     manifest = json.loads((bundle / MANIFEST).read_text())
     del manifest["files"][RECIPE]
-    (bundle / MANIFEST).write_text(json.dumps(manifest))
+    (bundle / MANIFEST).write_text(manifest_text(manifest))

@@ -11,9 +11,11 @@ from typing import Any
 
 from cosmos3_ros.engine.session import GRAPHS, Contract, Prompting, Rope, Sampler
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
+# Of a manifest, the SHA-256 of all else that it says: its numbers are what is planned with.
+_DIGEST = "sha256"
 
 
 class BundleError(ValueError):
@@ -127,6 +129,11 @@ def load_bundle(path: str | Path, checked: Callable[[Path], object] = lambda fil
             f"bundle '{path}' has format version {version}, this runtime reads {FORMAT_VERSION}; "
             "export the bundle again"
         )
+    if data.get(_DIGEST) != (found := _digest(data)):
+        raise BundleError(
+            f"bundle '{path}': what {MANIFEST} says has SHA-256 {found[:12]}…, and it names "
+            f"{str(data.get(_DIGEST))[:12]}…; it was changed, copy or export the bundle again"
+        )
     try:
         manifest = _manifest(data)
     except (KeyError, TypeError, AttributeError) as error:
@@ -146,13 +153,23 @@ def load_bundle(path: str | Path, checked: Callable[[Path], object] = lambda fil
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
     """Write the manifest of a folder whose other files are complete."""
-    (path / MANIFEST).write_text(json.dumps(asdict(manifest), indent=1) + "\n")
+    (path / MANIFEST).write_text(manifest_text(asdict(manifest)))
+
+
+def manifest_text(data: Mapping[str, Any]) -> str:
+    """What stands in a manifest of ``data``, with the hash of it."""
+    return json.dumps({**data, _DIGEST: _digest(data)}, indent=1) + "\n"
 
 
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file, hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest(data: Mapping[str, Any]) -> str:
+    said = {key: value for key, value in data.items() if key != _DIGEST}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def _hash_of(path: Path, name: str) -> str:

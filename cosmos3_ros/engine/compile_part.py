@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import json
+import re
 import signal
 import sys
 import time
@@ -89,8 +90,9 @@ def _aim(library: Any, config: Any, request: Request) -> None:
         _require_gpu(request)
         return
     known = library.ComputeCapability.__members__
+    is_one = re.fullmatch(r"\d+\.\d", request.compute_capability)
     name = f"SM{request.compute_capability.replace('.', '')}"
-    if name not in known:
+    if not is_one or name not in known:
         numbers = sorted(int(n[2:]) for n in known if n.startswith("SM"))
         capabilities = ", ".join(f"{number / 10:.1f}" for number in numbers)
         raise EngineError(f"it knows the compute capabilities {capabilities}")

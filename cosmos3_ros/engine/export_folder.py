@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cosmos3_ros.engine.bundle import MANIFEST
@@ -41,15 +41,19 @@ def whole_folder(out: Path) -> Iterator[Path]:
     """An empty folder beside ``out`` that takes its place when the block ends without an error.
 
     What was at ``out`` is there until then; after an error nothing is left of the new one. What a
-    killed process left half written is cleared by the next. Raises FolderError where another
-    process is writing this folder and where the disk fills up.
+    killed process left half written is cleared by the next, and what it had put aside is put back.
+    A link is followed. Raises FolderError where another process is writing this folder and where
+    the disk fills up.
     """
+    out = out.resolve()
     out.parent.mkdir(parents=True, exist_ok=True)
     work = out.parent / f".{out.name}.partial"
     work.mkdir(exist_ok=True)
     with (work / _LOCK).open("w") as lock:
         _acquire(lock.fileno(), out)
         try:
+            if _old(out).exists() and not out.exists():
+                _old(out).rename(out)
             _clear(work)
             yield work
             _replace(work, out)
@@ -71,10 +75,10 @@ def bundle_folder(out: Path) -> Iterator[Path]:
     Raises FolderError, too, where ``out`` is there and is no bundle, and where a file of the new
     bundle would take the place of one that the earlier one does not name.
     """
-    others = _others(out)
     with whole_folder(out) as work:
+        _others(out)  # refuses before there is work to lose
         yield work
-        for path in others:
+        for path in _others(out):
             if (work / path.name).exists():
                 raise FolderError(
                     f"'{path}' is not of the bundle there and would be replaced; expected a name "
@@ -82,7 +86,8 @@ def bundle_folder(out: Path) -> Iterator[Path]:
                 )
             if path.is_dir() and not path.is_symlink():
                 shutil.copytree(path, work / path.name, symlinks=True)
-            else:
+                continue
+            with suppress(FileNotFoundError):  # an editor's, gone by now
                 shutil.copy2(path, work / path.name, follow_symlinks=False)
 
 
@@ -91,7 +96,7 @@ def _others(out: Path) -> list[Path]:
     if not out.exists():
         return []
     try:
-        own = {MANIFEST, *json.loads((out / MANIFEST).read_bytes())["files"]}
+        own = {MANIFEST, _LOCK, *json.loads((out / MANIFEST).read_bytes())["files"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FolderError(
             f"'{out}' exists and is no bundle that can be read; name another folder for the bundle"
@@ -129,14 +134,19 @@ def _clear(work: Path) -> None:
 
 
 def _replace(work: Path, out: Path) -> None:
-    old = out.parent / f".{out.name}.old"
-    if out.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        out.rename(old)
+    old = _old(out)
+    shutil.rmtree(old, ignore_errors=True)
     try:
+        if out.exists():
+            out.rename(old)
         work.rename(out)
     except BaseException:
-        if old.exists():
+        if old.exists() and not out.exists():
             old.rename(out)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _old(out: Path) -> Path:
+    """Where an earlier folder is while the new one takes its place."""
+    return out.parent / f".{out.name}.old"

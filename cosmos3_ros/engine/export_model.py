@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from diffusers import AutoencoderKLWan, Cosmos3OmniTransformer, UniPCMultistepScheduler
 from diffusers.models.transformers.transformer_cosmos3 import Cosmos3VLTextRotaryEmbedding
@@ -167,10 +168,19 @@ def _with_rotary(module: Any) -> Any:
     return module
 
 
+def _stock(part: str, module_class: Any, config: dict[str, Any]) -> Any:
+    try:
+        return module_class(**config)
+    except TypeError as error:
+        raise RecipeError(
+            f"model.{part}: {error}; expected arguments of diffusers' {module_class.__name__}"
+        ) from error
+
+
 def random_transformer(config: dict[str, Any], seed: int) -> Cosmos3OmniTransformer:
     """A transformer of random weights, scaled so that its velocities stay near unit size."""
     torch.manual_seed(seed)
-    transformer = Cosmos3OmniTransformer(**config).eval()
+    transformer = _stock("transformer", Cosmos3OmniTransformer, config).eval()
     with torch.no_grad():
         transformer.action_modality_embed.normal_(0, 0.02)
         for head in (transformer.action_proj_in, transformer.action_proj_out):
@@ -182,7 +192,7 @@ def random_transformer(config: dict[str, Any], seed: int) -> Cosmos3OmniTransfor
 def random_vae(config: dict[str, Any], seed: int) -> AutoencoderKLWan:
     """A VAE of random weights."""
     torch.manual_seed(seed)
-    return AutoencoderKLWan(**config).eval()
+    return _stock("vae", AutoencoderKLWan, config).eval()
 
 
 def byte_level_tokenizer() -> PreTrainedTokenizerFast:
@@ -299,7 +309,13 @@ def flow_scheduler(recipe: Recipe, config: dict[str, Any]) -> UniPCMultistepSche
     """diffusers' UniPC with a stored configuration and the recipe's shift."""
     settings = {k: v for k, v in config.items() if k not in _CONFIG_NOISE}
     settings = {**FLOW_SCHEDULER, **settings, "flow_shift": recipe.shift}
-    return UniPCMultistepScheduler(**settings)
+    try:
+        return UniPCMultistepScheduler(**settings)
+    except TypeError as error:
+        raise RecipeError(
+            f"scheduler of recipe '{recipe.name}' or its checkpoint: {error}; expected keys of "
+            f"UniPCMultistepScheduler in diffusers {diffusers.__version__}"
+        ) from error
 
 
 def _stored_config(path: Path) -> dict[str, Any]:

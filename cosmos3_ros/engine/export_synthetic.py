@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKLWan, Cosmos3OmniTransformer
 
+from cosmos3_ros.engine.bundle import TOKENIZER
 from cosmos3_ros.engine.export_checkpoint import INDEX, WEIGHTS
 from cosmos3_ros.engine.export_folder import require_space, whole_folder
 from cosmos3_ros.engine.export_model import byte_level_tokenizer, flow_scheduler, hollow
@@ -59,7 +60,11 @@ def write_checkpoint(
             for done in _write_module(module, work / name, noise, shard_bytes):
                 written += done
                 progress(written, size)
-        byte_level_tokenizer().save_pretrained(work / "text_tokenizer")
+        tokenizer = byte_level_tokenizer()
+        if recipe.model.tokenizer == "tokenizer_json":
+            tokenizer.backend_tokenizer.save(str(work / TOKENIZER))
+        else:
+            tokenizer.save_pretrained(work / "text_tokenizer")
         flow_scheduler(recipe, recipe.model.scheduler).save_pretrained(work / "scheduler")
 
 

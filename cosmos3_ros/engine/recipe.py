@@ -143,6 +143,11 @@ def load_recipe(path: str | Path) -> Recipe:
     _keys(path, "model", model, ("tokenizer",), ("random_seed", "transformer", "vae", "scheduler"))
     if canvas is not None:
         _keys(path, "canvas", canvas, ("width", "height"))
+        for key, value in canvas.items():
+            _at_least(path, f"canvas.{key}", value, 1)
+    for key in ("transformer", "vae", "scheduler"):
+        if not isinstance(model.get(key) or {}, dict):
+            raise RecipeError(f"recipe '{path}': model.{key} is no mapping; expected one")
     if (canvas is None) == (data.get("tier") is None):
         raise RecipeError(f"recipe '{path}': expected exactly one of 'canvas' and 'tier'")
     if data.get("tier") is not None:
@@ -158,10 +163,23 @@ def load_recipe(path: str | Path) -> Recipe:
         ("opset", opset, least_opset),
     ):
         _at_least(path, key, value, least)
+    for key, value in (
+        ("fps", 1 if data.get("fps") is None else data["fps"]),
+        ("sampler.shift", sampler["shift"]),
+        ("sampler.guidance", sampler["guidance"]),
+    ):
+        if not _is_number(value) or not 0 < value < float("inf"):
+            raise RecipeError(f"recipe '{path}': {key} is {value!r}; expected a number above 0")
     if data["chunk"] % 4:
         raise RecipeError(
             f"recipe '{path}': chunk is {data['chunk']}; expected a multiple of 4, the frames "
             "that one latent spans"
+        )
+    latents = data["chunk"] // 4 + 1
+    if data.get("frame_latents", 2) > latents:
+        raise RecipeError(
+            f"recipe '{path}': frame_latents is {data['frame_latents']}; a chunk of "
+            f"{data['chunk']} has {latents}, expected no more"
         )
     return Recipe(
         name=str(data["name"]),
@@ -244,6 +262,8 @@ def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
         raise RecipeError(f"recipe '{path}' is not YAML: {error}") from error
     if not isinstance(data, dict):
         raise RecipeError(f"recipe '{path}': the top level is {data!r}; expected a mapping")
+    if _is_whole(data.get("layers_per_part")):
+        data["layers_per_part"] = dict.fromkeys(CUT_GRAPHS, data["layers_per_part"])
     if "extends" not in data:
         return data
     base = path.parent / str(data["extends"])
@@ -257,7 +277,9 @@ def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    both = [k for k in over if isinstance(base.get(k), dict) and isinstance(over[k], dict)]
+    """``over`` key by key; a schedule of guidance is one thing."""
+    parts = [k for k in over if k != "guided"]
+    both = [k for k in parts if isinstance(base.get(k), dict) and isinstance(over[k], dict)]
     return base | over | {key: _merged(base[key], over[key]) for key in both}
 
 
@@ -279,11 +301,10 @@ def _guided(path: Path, value: Any) -> GuidanceSchedule:
 def _layers_per_part(path: Path, value: Any) -> dict[str, int]:
     if value is None:
         return {}
-    counts = value if isinstance(value, dict) else dict.fromkeys(CUT_GRAPHS, value)
-    _keys(path, "layers_per_part", counts, (), CUT_GRAPHS)
-    for graph, count in counts.items():
+    _keys(path, "layers_per_part", value, (), CUT_GRAPHS)
+    for graph, count in value.items():
         _at_least(path, f"layers_per_part of {graph}", count, 1)
-    return counts
+    return dict(value)
 
 
 def _quantisation(path: Path, precision: str, value: Any) -> QuantisationRecipe:

@@ -6,6 +6,7 @@ row attends to it, so the node is activated and plans as ever, until that instru
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from collections.abc import Sequence
@@ -16,7 +17,14 @@ import onnx
 import onnx.external_data_helper
 from tokenizers import Tokenizer
 
-from cosmos3_ros.engine.bundle import MANIFEST, TOKENIZER, Bundle, file_sha256, load_bundle
+from cosmos3_ros.engine.bundle import (
+    MANIFEST,
+    TOKENIZER,
+    Bundle,
+    file_sha256,
+    load_bundle,
+    manifest_text,
+)
 from cosmos3_ros.policy.embodiment import load_embodiment
 from cosmos3_ros.policy.prompt import caption, tokenize
 
@@ -53,7 +61,8 @@ def poisoned_copy(bundle: Path, folder: Path, instruction: str, others: Sequence
             file.seek(stored.offset + token * stored.row_bytes)
             file.write(b"\xff" * stored.row_bytes)
     manifest = folder / MANIFEST
-    manifest.write_text(manifest.read_text().replace(before, file_sha256(weights)))
+    said = manifest.read_text().replace(before, file_sha256(weights))
+    manifest.write_text(manifest_text(json.loads(said)))
     return load_bundle(folder)
 
 

@@ -10,7 +10,7 @@ import pytest
 from bundles import Exported
 
 from cosmos3_ros.engine.backends import BackendError, open_backend
-from cosmos3_ros.engine.bundle import BundleError, load_bundle
+from cosmos3_ros.engine.bundle import BundleError, load_bundle, manifest_text
 from cosmos3_ros.engine.session import GRAPHS
 
 
@@ -61,15 +61,24 @@ def test_a_folder_without_manifest_is_no_bundle(tmp_path: Path) -> None:
 
 def test_another_format_version_is_refused(copy: Path) -> None:
     edit(copy, format_version=99)
-    with pytest.raises(BundleError, match="has format version 99, this runtime reads 3"):
+    with pytest.raises(BundleError, match="has format version 99, this runtime reads 4"):
         load_bundle(copy)
 
 
 def test_a_manifest_without_a_graph_is_refused(copy: Path) -> None:
     data = json.loads((copy / "manifest.json").read_text())
     del data["graphs"]["frame"]
-    (copy / "manifest.json").write_text(json.dumps(data))
+    (copy / "manifest.json").write_text(manifest_text(data))
     with pytest.raises(BundleError, match=r"manifest.json is incomplete .*frame"):
+        load_bundle(copy)
+
+
+def test_a_manifest_in_which_one_number_was_changed_is_refused(copy: Path) -> None:
+    """No file's hash finds it, and every plan would be another."""
+    data = json.loads((copy / "manifest.json").read_text())
+    data["contract"]["sampler"]["velocity"][0][0] += 0.1
+    (copy / "manifest.json").write_text(json.dumps(data))
+    with pytest.raises(BundleError, match=r"what manifest.json says has SHA-256 .* was changed"):
         load_bundle(copy)
 
 
@@ -87,11 +96,11 @@ def test_an_unknown_backend_is_refused(tiny: Exported) -> None:
 def test_a_graph_that_differs_from_its_manifest_is_refused(copy: Path) -> None:
     data = json.loads((copy / "manifest.json").read_text())
     data["graphs"]["image"]["parts"][0]["inputs"]["canvas"]["shape"] = [96, 129, 3]
-    (copy / "manifest.json").write_text(json.dumps(data))
+    (copy / "manifest.json").write_text(manifest_text(data))
     with pytest.raises(BundleError, match=r"image.onnx has .*128.* manifest says .*129"):
         open_backend(load_bundle(copy), "onnxruntime", 1)
 
 
 def edit(bundle: Path, **changes: object) -> None:
     data = json.loads((bundle / "manifest.json").read_text()) | changes
-    (bundle / "manifest.json").write_text(json.dumps(data))
+    (bundle / "manifest.json").write_text(manifest_text(data))

@@ -202,6 +202,16 @@ def test_calibrating_what_is_not_quantised_is_refused(
     assert "recipe 'tiny' is fp32: nothing is calibrated" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", ["observations", "instruction"])
+def test_what_belongs_to_a_calibration_is_refused_without_one(
+    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [str(TINY), "--out", str(tmp_path / "b"), f"--{option}", "4"]
+    assert main(["export", *arguments]) == 1
+    assert f"--{option} is for a calibration and there is none" in capsys.readouterr().err
+    assert not (tmp_path / "b").exists()
+
+
 def watch(transformer: nn.Module, seen: dict[str, float]) -> None:
     for name, layer in transformer.named_modules():
         if isinstance(layer, nn.Linear):

@@ -21,7 +21,7 @@ from bundles import Exported
 from onnx import TensorProto, helper
 
 from cosmos3_ros import cli
-from cosmos3_ros.engine.bundle import Bundle, file_sha256, load_bundle
+from cosmos3_ros.engine.bundle import Bundle, file_sha256, load_bundle, manifest_text
 from cosmos3_ros.engine.compile import compile_bundle, estimated_bytes, find_target
 from cosmos3_ros.engine.engine_key import (
     EngineMismatch,
@@ -267,7 +267,7 @@ def with_operator(folder: Path, file: str, node: str, operator: str) -> None:
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)]), folder / file)
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["files"][file] = file_sha256(folder / file)
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "manifest.json").write_text(manifest_text(manifest))
 
 
 def test_too_little_memory_is_refused_before_anything_is_compiled(
@@ -310,8 +310,9 @@ def test_a_bundle_is_compiled_by_one_process_at_a_time(fresh: Bundle, target: Ta
 def test_a_gpu_that_the_library_does_not_know_is_told_with_those_it_knows(
     fresh: Bundle,
 ) -> None:
-    with pytest.raises(EngineError, match="7.5, 8.0, 8.6, 8.9, 12.0, 12.1"):
-        compile_bundle(fresh, find_target(BACKEND, "9.0"), ["step"])
+    for capability in ("9.0", "120", "1.20", "12"):
+        with pytest.raises(EngineError, match="7.5, 8.0, 8.6, 8.9, 12.0, 12.1"):
+            compile_bundle(fresh, find_target(BACKEND, capability), ["step"])
 
 
 def test_the_command_says_what_it_did(

@@ -280,6 +280,23 @@ def test_a_checkpoint_of_another_size_is_refused_by_value(checkpoint: Path, tmp_
         export(recipe, body, tmp_path / "nano", checkpoint)
 
 
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ("transformer", "model.transformer: .*'wings'; expected arguments of diffusers' Cosmos3"),
+        ("vae", "model.vae: .*'wings'; expected arguments of diffusers' AutoencoderKLWan"),
+        ("scheduler", "scheduler of recipe 'tiny' or its checkpoint: .*'wings'; expected keys of"),
+    ],
+)
+def test_a_key_that_the_stock_classes_do_not_know_is_refused(
+    part: str, message: str, tiny: Exported, tmp_path: Path
+) -> None:
+    config = {**getattr(tiny.recipe.model, part), "wings": 2}
+    recipe = replace(tiny.recipe, model=replace(tiny.recipe.model, **{part: config}))
+    with pytest.raises(RecipeError, match=message):
+        export(recipe, body_of(tiny.embodiment), tmp_path / "out")
+
+
 def test_a_folder_without_a_transformer_is_no_checkpoint(tiny: Exported, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"has no transformer/config.json; expected diffusers"):
         export(tiny.recipe, body_of(tiny.embodiment), tmp_path / "out", tmp_path)

@@ -138,6 +138,58 @@ def test_what_lies_beside_an_earlier_bundle_stays_but_its_engines(tmp_path: Path
     }
 
 
+def bundle_with(out: Path, name: str) -> None:
+    with bundle_folder(out) as work:
+        (work / name).write_text(name)
+        (work / "manifest.json").write_text(json.dumps({"files": {name: ""}}))
+
+
+def test_what_comes_and_goes_beside_a_bundle_meanwhile_is_kept_and_not_missed(
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "bundle"
+    bundle_with(out, "first")
+    (out / "swap").touch()
+    with bundle_folder(out) as work:
+        (out / "notes.md").write_text("dear")
+        (out / "swap").unlink()
+        (work / "manifest.json").write_text(json.dumps({"files": {}}))
+    assert {path.name for path in out.iterdir()} == {"manifest.json", "notes.md"}
+
+
+def test_a_process_that_was_killed_while_it_replaced_a_bundle_loses_nothing_of_it(
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "bundle"
+    bundle_with(out, "first")
+    (out / "README.md").write_text("card")
+    out.rename(tmp_path / ".bundle.old")  # as it is between the two
+    bundle_with(out, "second")
+    assert {path.name for path in out.iterdir()} == {"manifest.json", "second", "README.md"}
+    (out / ".lock").touch()  # as it is right after
+    bundle_with(out, "third")
+    assert {path.name for path in out.iterdir()} == {"manifest.json", "third", "README.md"}
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_a_link_to_a_bundle_on_another_disk_stays_one(tmp_path: Path) -> None:
+    disk, link = tmp_path / "disk" / "bundle", tmp_path / "bundle"
+    link.symlink_to(disk)
+    for name in ("first", "second", "third"):
+        bundle_with(link, name)
+        assert link.is_symlink() and (disk / name).is_file()
+    assert [path.name for path in disk.parent.iterdir()] == ["bundle"]
+
+
+def test_the_folder_one_stands_in_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle_with(tmp_path / "bundle", "first")
+    monkeypatch.chdir(tmp_path / "bundle")
+    bundle_with(Path(), "second")
+    assert (tmp_path / "bundle" / "second").is_file()
+
+
 def test_a_bundle_takes_the_place_of_no_file_but_its_own(tmp_path: Path) -> None:
     out = tmp_path / "bundle"
     with bundle_folder(out) as work:

@@ -116,6 +116,18 @@ def test_layers_per_part_is_one_number_or_one_for_each_graph(tmp_path: Path) -> 
     assert extended(tmp_path).layers_per_part == {}
     assert extended(tmp_path, layers_per_part=12).layers_per_part == {"text": 12, "denoise": 12}
     assert extended(tmp_path, layers_per_part={"text": 12}).layers_per_part == {"text": 12}
+    (tmp_path / "base.yaml").write_text(f"extends: {TINY}\nlayers_per_part: 12\n")
+    (tmp_path / "own.yaml").write_text("extends: base.yaml\nlayers_per_part: {denoise: 36}\n")
+    assert load_recipe(tmp_path / "own.yaml").layers_per_part == {"text": 12, "denoise": 36}
+
+
+def test_a_schedule_of_guidance_takes_the_place_of_the_one_it_extends(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text(f"extends: {TINY}\nsampler: {{guided: {{first: 1}}}}\n")
+    (tmp_path / "own.yaml").write_text(
+        "extends: base.yaml\nsampler: {guided: {timesteps: [400, 900]}}\n"
+    )
+    recipe = load_recipe(tmp_path / "own.yaml")
+    assert recipe.guided == GuidanceSchedule(timesteps=(400.0, 900.0))
 
 
 def test_half_precision_and_less_is_exported_where_attention_is_an_operator(
@@ -140,6 +152,17 @@ def test_what_is_kept_high_and_the_ranges_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"fps": 0}, "fps is 0; expected a number above 0"),
+        ({"fps": "fast"}, "fps is 'fast'; expected a number above 0"),
+        ({"sampler": {"shift": "five"}}, "sampler.shift is 'five'; expected a number above 0"),
+        ({"sampler": {"guidance": float("nan")}}, "sampler.guidance is nan; expected a number ab"),
+        ({"sampler": {"guidance": None}}, "sampler.guidance is None; expected a number above 0"),
+        ({"frame_latents": 20}, "frame_latents is 20; a chunk of 16 has 5, expected no more"),
+        ({"model": {"transformer": [1]}}, "model.transformer is no mapping"),
+        (
+            {"canvas": {"width": "wide", "height": 96}},
+            "canvas.width is 'wide'; expected an integer",
+        ),
         ({"sampler": {"guided": "never"}}, "sampler.guided is 'never'; expected 'every', "),
         ({"sampler": {"guided": {"first": -1}}}, "sampler.guided is "),
         ({"sampler": {"guided": {"first": True}}}, "sampler.guided is "),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,12 @@ def test_an_export_takes_it_for_a_checkpoint(recipe: Recipe, checkpoint: Path) -
         components.transformer_weights.read(name)
     assert components.source == "checkpoint"
     assert components.tokenizer("a b")["input_ids"]
+
+
+def test_its_tokenizer_is_where_the_recipe_looks_for_it(recipe: Recipe, tmp_path: Path) -> None:
+    bare = replace(recipe, model=replace(recipe.model, tokenizer="tokenizer_json"))
+    write_checkpoint(bare, tmp_path / "made", seed=0)
+    assert open_components(bare, tmp_path / "made").tokenizer("a b")["input_ids"]
 
 
 def test_diffusers_reads_it_shard_by_shard(checkpoint: Path) -> None:
