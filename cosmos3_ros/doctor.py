@@ -21,6 +21,7 @@ from xml.etree import ElementTree
 from cosmos3_ros.resources import resource
 
 TIMEOUT_S = 90.0
+SMI_TIMEOUT_S = 30.0
 PROFILE_VARIABLE = "FASTRTPS_DEFAULT_PROFILES_FILE"
 # Room for a handful of 720p images; Fast DDS's default holds none.
 SEGMENT_BYTES = 16 * 1024 * 1024
@@ -32,7 +33,7 @@ class Check:
 
     ``remedy`` says what to install. A ``needed`` check is one the robot cannot do without.
     ``absent``: how a failure begins that means that the thing is not there, besides a missing
-    Python package.
+    Python package. ``timeout_s``: how long it may take.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Check:
     remedy: str
     needed: bool = False
     absent: str = "ModuleNotFoundError:"
+    timeout_s: float = TIMEOUT_S
 
 
 @dataclass(frozen=True)
@@ -190,20 +192,38 @@ print(f"rosbags {version('rosbags')}, av {av.__version__}, pyarrow {pyarrow.__ve
     ),
 )
 
-# Graphs are opened, not only hashed: a backend may refuse what the file system holds.
+# Graphs are opened, not only hashed: a backend may refuse what the file system holds. What no CPU
+# runs has to have engines that fit.
 BUNDLE_CODE = """
 import sys
 from cosmos3_ros.engine.backends import BACKENDS, open_backend
 from cosmos3_ros.engine.bundle import load_bundle
+from cosmos3_ros.engine.engine_key import judge_engine
 try:
     bundle = load_bundle(sys.argv[1])
-    open_backend(bundle, BACKENDS[0], 0)
+    manifest = bundle.manifest
+    if manifest.precision == "fp32":
+        open_backend(bundle, BACKENDS[0], 0)
 except (ValueError, OSError) as error:
     sys.exit(f"{error}")
-manifest = bundle.manifest
-print(f"{manifest.name}, {manifest.precision}: {len(manifest.files)} hashes right, "
-      f"{len(manifest.graphs)} graphs open on {BACKENDS[0]}")
+told = f"{manifest.name}, {manifest.precision}: {len(manifest.files)} hashes right, "
+if manifest.precision == "fp32":
+    print(told + f"{len(manifest.graphs)} graphs open on {BACKENDS[0]}")
+    sys.exit()
+parts = [part for spec in manifest.graphs.values() for part in spec.parts]
+judged = [judge_engine(bundle, part) for part in parts]
+missing = sum(one is None for one in judged)
+if missing:
+    lack = f"{missing} of {len(parts)} graphs have no engine"
+    sys.exit(told + f"{lack}; no CPU runs {manifest.precision}")
+for one in judged:
+    if one.mismatch:
+        sys.exit(told + one.mismatch)
+also = sorted({one.note for one in judged} - {""})
+print(told + "; ".join([f"{len(parts)} engines fit, for {judged[0].told}", *also]))
 """
+# Of a bundle every byte is read, at this rate at least.
+_BYTES_PER_S = 50e6
 
 
 def attempt(check: Check, *arguments: str) -> Finding:
@@ -218,11 +238,11 @@ def attempt(check: Check, *arguments: str) -> Finding:
     }
     try:
         done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S
+            command, env=environment, capture_output=True, text=True, timeout=check.timeout_s
         )
     except subprocess.TimeoutExpired:
         return Finding(
-            check.name, False, f"no end after {TIMEOUT_S:g} s", check.remedy, check.needed
+            check.name, False, f"no end after {check.timeout_s:g} s", check.remedy, check.needed
         )
     if done.returncode == 0:
         return Finding(check.name, True, _last_line(done.stdout))
@@ -240,12 +260,19 @@ def find_gpu() -> Finding:
     if program is None:
         return Finding("GPU", None, "no nvidia-smi, so no NVIDIA driver", remedy)
     query = "--query-gpu=name,driver_version,compute_cap,memory.total"
-    done = subprocess.run(
-        [program, query, "--format=csv,noheader"], capture_output=True, text=True, timeout=TIMEOUT_S
-    )
+    broken = "check the NVIDIA driver: nvidia-smi must list the GPU"
+    try:
+        done = subprocess.run(
+            [program, query, "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            timeout=SMI_TIMEOUT_S,
+        )
+    except subprocess.TimeoutExpired:
+        return Finding("GPU", False, f"nvidia-smi: no end after {SMI_TIMEOUT_S:g} s", broken)
     if done.returncode != 0 or not done.stdout.strip():
         found = _last_line(done.stdout + done.stderr) or f"nvidia-smi ended with {done.returncode}"
-        return Finding("GPU", False, found, "check the NVIDIA driver: nvidia-smi must list the GPU")
+        return Finding("GPU", False, found, broken)
     gpus = [", ".join(map(str.strip, line.split(","))) for line in done.stdout.splitlines()]
     return Finding("GPU", True, "; ".join(gpus))
 
@@ -283,7 +310,14 @@ def examine(bundle: Path | None) -> list[Finding]:
                 print(f"\rchecked {len(tried)} of {len(CHECKS)}", end="\r", file=sys.stderr)
     findings = [*tried[:2], examine_dds_profile(), *tried[2:7], find_gpu(), *tried[7:]]
     if bundle is not None:
-        check = Check("bundle", BUNDLE_CODE, f"cosmos3 verify {bundle} says more", needed=True)
+        size = sum(path.stat().st_size for path in bundle.glob("*") if path.is_file())
+        check = Check(
+            "bundle",
+            BUNDLE_CODE,
+            f"cosmos3 inspect {bundle} says more; cosmos3 compile makes engines",
+            needed=True,
+            timeout_s=TIMEOUT_S + round(size / _BYTES_PER_S),
+        )
         findings.append(attempt(check, str(bundle)))
     return findings
 

@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cosmos3_ros.engine.bundle import Bundle, Manifest, PartSpec, load_bundle
-from cosmos3_ros.engine.engine_key import mismatch, read_record, record_path
+from cosmos3_ros.engine.engine_key import judge_engine
 from cosmos3_ros.engine.graph_cost import GraphCost, graph_cost
-from cosmos3_ros.engine.tensorrt_library import EngineError, Target, import_library
 from cosmos3_ros.estimate import GPUS, Rates, plan_s, rates_of, run_s
 
 _TOP_OPERATORS = 8
@@ -113,19 +112,12 @@ def _flops(cost: GraphCost) -> str:
 
 
 def _engine(bundle: Bundle, part: PartSpec) -> str:
-    """What is known of the engine beside a graph, judged by the library that is installed here."""
-    record = read_record(record_path(bundle, part))
-    if record is None:
+    judged = judge_engine(bundle, part)
+    if judged is None:
         return "no engine"
-    key = record.key
-    told = f"engine for {key.compute_capability}, {key.backend} {key.version}"
-    version, note = key.version, ""
-    try:
-        version = str(import_library(key.backend).__version__)
-    except EngineError:
-        note = f"; {key.backend} is not installed here, its version was not compared"
-    what = mismatch(bundle, part, Target(key.backend, version, key.compute_capability))
-    return f"{told}: {f'DOES NOT FIT, {what}' if what else 'fits'}{note}"
+    fits = f"DOES NOT FIT, {judged.mismatch}" if judged.mismatch else "fits"
+    note = f"; {judged.note}" if judged.note else ""
+    return f"engine for {judged.told}: {fits}{note}"
 
 
 def _times(bundle: Bundle, costs: Mapping[str, GraphCost], gpu: str, rates: Rates) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,15 @@ from bundles import Exported
 
 from cosmos3_ros import doctor
 from cosmos3_ros.doctor import Check, Finding, attempt, examine_dds_profile, find_gpu, report
+from cosmos3_ros.engine.bundle import load_bundle
+from cosmos3_ros.engine.engine_key import (
+    EngineRecord,
+    engine_path,
+    make_key,
+    record_path,
+    write_record,
+)
+from cosmos3_ros.engine.tensorrt_library import Target, import_library
 from cosmos3_ros.resources import resource
 
 MISSING = Check("part", "import no_such_module_anywhere", "pip install part")
@@ -125,6 +135,11 @@ def test_gpu_is_what_nvidia_smi_says(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert find_gpu() == Finding("GPU", True, "NVIDIA RTX 5090, 580.10, 12.0, 32607 MiB")
     program.write_text("#!/bin/sh\necho 'NVIDIA-SMI has failed'; exit 9\n")
     assert find_gpu().works is False
+    program.write_text("#!/bin/sh\nexec sleep 60\n")
+    monkeypatch.setattr(doctor, "SMI_TIMEOUT_S", 0.2)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert (find_gpu().works, find_gpu().found) == (False, "nvidia-smi: no end after 0.2 s")
+    monkeypatch.setenv("PATH", str(tmp_path))
     program.unlink()
     assert find_gpu().works is None
 
@@ -143,3 +158,26 @@ def test_bundle_is_opened_and_a_changed_byte_is_found(tiny: Exported, tmp_path: 
     bad = attempt(check, str(copy))
     assert bad.works is False
     assert "denoise.onnx" in bad.found
+
+
+def test_a_bundle_that_no_cpu_runs_is_judged_by_its_engines(
+    tiny_fp8: Exported, tmp_path: Path
+) -> None:
+    bundle = load_bundle(shutil.copytree(tiny_fp8.bundle.path, tmp_path / "copy"))
+    check = Check("bundle", doctor.BUNDLE_CODE, "compile it", needed=True)
+    none = attempt(check, str(bundle.path))
+    assert none.works is False
+    assert "5 of 5 graphs have no engine; no CPU runs fp8" in none.found
+    target = Target("tensorrt_rtx", str(import_library("tensorrt_rtx").__version__), "12.0")
+    for spec in bundle.manifest.graphs.values():
+        for part in spec.parts:
+            content = part.file.encode()
+            engine_path(bundle, part).write_bytes(content)
+            key, sha256 = make_key(bundle, part, target), hashlib.sha256(content).hexdigest()
+            record = EngineRecord(key, sha256, len(content), 1.0, 1)
+            write_record(record_path(bundle, part), record)
+    good = attempt(check, str(bundle.path))
+    assert good.works and "5 engines fit, for 12.0, tensorrt_rtx" in good.found, good.found
+    engine_path(bundle, part).write_bytes(b"another")
+    bad = attempt(check, str(bundle.path))
+    assert bad.works is False and "its key says" in bad.found

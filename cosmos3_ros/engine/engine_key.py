@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from cosmos3_ros.engine.bundle import Bundle, PartSpec, file_sha256
-from cosmos3_ros.engine.tensorrt_library import EngineError, Target
+from cosmos3_ros.engine.tensorrt_library import EngineError, Target, import_library
 
 
 class EngineMismatch(EngineError):
@@ -108,6 +108,34 @@ def mismatch(bundle: Bundle, part: PartSpec, target: Target, whole: bool = True)
     if whole and file_sha256(path) != record.sha256:
         return f"{path.name} is not the file its key was written for: its SHA-256 differs"
     return ""
+
+
+@dataclass(frozen=True)
+class JudgedEngine:
+    """An engine beside its graph. ``told``: what it was compiled for and by. ``mismatch``: as the
+    function's. ``note``: what could not be compared here; empty where all was."""
+
+    told: str
+    mismatch: str
+    note: str
+
+
+def judge_engine(bundle: Bundle, part: PartSpec) -> JudgedEngine | None:
+    """What is known of a part's engine, by the library that is installed here; None: there is none.
+
+    Whether this machine has the GPU it was compiled for is not asked.
+    """
+    record = read_record(record_path(bundle, part))
+    if record is None:
+        return None
+    key = record.key
+    version, note = key.version, ""
+    try:
+        version = str(import_library(key.backend).__version__)
+    except EngineError:
+        note = f"{key.backend} is not installed here, its version was not compared"
+    what = mismatch(bundle, part, Target(key.backend, version, key.compute_capability))
+    return JudgedEngine(f"{key.compute_capability}, {key.backend} {key.version}", what, note)
 
 
 def compile_command(bundle: Bundle, target: Target) -> str:

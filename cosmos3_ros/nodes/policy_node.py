@@ -112,16 +112,20 @@ class PolicyNode(ManagedNode):
             f"{contract.fps:g} Hz, {contract.sampler.steps} steps, guidance "
             f"{contract.sampler.guidance:g}"
         )
+        for warning in manifest.warnings:
+            self.get_logger().warning(f"bundle '{manifest.name}': {warning}")
 
     def _warm_up(self) -> float:
-        """One plan and one frame on grey pictures; returns the seconds it took."""
+        """A plan and a frame on grey pictures, twice: a GPU's first run is plain, the second is
+        captured as the graph that then runs. Returns the seconds that the second took."""
         embodiment = self._policy.embodiment
         grey = {v.name: np.full((v.height, v.width, 3), 128, np.uint8) for v in embodiment.cameras}
-        started = time.monotonic()
-        prompt = self._policy.prefill(WARM_UP_INSTRUCTION)
         noise = draw_noise(self._policy.contract, np.random.default_rng(0))
-        plan = self._policy.plan(Observation(grey, embodiment.offset), prompt, noise)
-        self._policy.predict_frames(plan)
+        for _ in range(2):
+            started = time.monotonic()
+            prompt = self._policy.prefill(WARM_UP_INSTRUCTION)
+            plan = self._policy.plan(Observation(grey, embodiment.offset), prompt, noise)
+            self._policy.predict_frames(plan)
         return time.monotonic() - started
 
     def start(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from host_cuda import HostCuda
 from policy_world import World
 from rclpy.lifecycle import TransitionCallbackReturn
 
-from cosmos3_ros.engine.bundle import load_bundle
+from cosmos3_ros.engine.bundle import MANIFEST, load_bundle, manifest_text
 from cosmos3_ros.engine.compile import find_target
 from cosmos3_ros.engine.engine_key import require_engines
 
@@ -63,6 +64,20 @@ def test_a_bundle_with_a_changed_byte_leaves_the_node_unconfigured(
     world = make_world(bundle=str(bundle))
     assert world.transition("configure") == TransitionCallbackReturn.FAILURE
     assert "denoise.onnx has SHA-256" in capfd.readouterr().err
+
+
+def test_what_a_bundle_warns_of_is_said_before_it_moves_a_robot(
+    make_world: Callable[..., World],
+    tiny: Exported,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    bundle = Path(shutil.copytree(tiny.bundle.path, tmp_path / "bundle"))
+    data = json.loads((bundle / MANIFEST).read_text()) | {"warnings": ["calibrate it first"]}
+    (bundle / MANIFEST).write_text(manifest_text(data))
+    world = make_world(bundle=str(bundle))
+    assert world.transition("configure") == TransitionCallbackReturn.SUCCESS
+    assert "bundle 'tiny': calibrate it first" in capfd.readouterr().err
 
 
 @pytest.fixture
