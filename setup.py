@@ -73,7 +73,8 @@ class BuildWithMessages(build_py):
             return
         if not has_ros():
             print(f"{NAME}: no ROS 2 found, packed without messages: no nodes, export and verify")
-            self._share(ROOT, [ROOT / name for name in SHARED], f"share/{NAME}")
+            # Bags are read and written by the definitions of the messages.
+            self._share(ROOT, [ROOT / name for name in (*SHARED, "msg")], f"share/{NAME}")
             return
         kept = Path(self.build_lib).resolve().parent / "cmake_install"
         shutil.rmtree(kept, ignore_errors=True)

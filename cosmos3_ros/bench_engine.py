@@ -49,10 +49,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     results: dict[str, Any] = json.loads(args.out.read_text()) if args.out.is_file() else {}
+    measured: dict[str, Any] = {}
     folder = args.out.parent / "bench_engine"
     for shape in args.shape or ("tiny", "mid"):
         folder.mkdir(parents=True, exist_ok=True)
-        found = results.setdefault(shape, {})
+        found = measured[shape] = {}
         try:
             recipe_file, precisions = SHAPES[shape]
             recipe = resource("engines", recipe_file)
@@ -61,10 +62,13 @@ def main(args: argparse.Namespace) -> int:
             found["checkpoint"]["bytes"] = _bytes(checkpoint)
             for precision in args.precision or precisions:
                 found[precision] = way(recipe, precision, checkpoint, folder)
-                args.out.write_text(json.dumps(results, indent=2) + "\n")
+                # What was measured of other shapes and precisions stays in the file.
+                kept = {**results, shape: {**results.get(shape, {}), **found}}
+                args.out.write_text(json.dumps(kept, indent=2) + "\n")
+                results = kept
         finally:
             shutil.rmtree(folder)
-    print(table(results))
+    print(table(measured))
     return 0
 
 

@@ -15,10 +15,15 @@ def test_a_tiny_checkpoint_becomes_a_bundle_and_engines_which_are_measured_and_r
 ) -> None:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not in this environment")
     out = tmp_path / "bench_engine.json"
+    earlier = {"seconds": 1.0, "peak_bytes": 1, "bytes": 1}
+    kept = {"checkpoint": earlier, "fp8": {"export": earlier, "compile": {}}}
+    out.write_text(json.dumps({"tiny": kept, "mid": kept}))
     words = ["engine", "--shape", "tiny", "--precision", "nvfp4", "--out", str(out)]
     assert bench.main(words) == 0
     assert list(tmp_path.iterdir()) == [out]
-    found = json.loads(out.read_text())["tiny"]
+    written = json.loads(out.read_text())
+    found = written["tiny"]
+    assert written["mid"] == kept and found["fp8"] == kept["fp8"]
     engines = {f"{graph}.engine" for graph in ("text", "image", "denoise", "step", "frame")}
     assert found["nvfp4"]["compile"].keys() == engines
     for measured in (found["checkpoint"], found["nvfp4"]["export"]):
@@ -27,6 +32,7 @@ def test_a_tiny_checkpoint_becomes_a_bundle_and_engines_which_are_measured_and_r
         )
     printed = capsys.readouterr().out
     assert printed.count("| tiny | nvfp4 | compile ") == 5
+    assert "| mid |" not in printed and "| fp8 |" not in printed, "measured another time"
 
 
 def test_a_step_that_fails_ends_the_benchmark_with_what_it_said(

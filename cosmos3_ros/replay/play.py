@@ -28,6 +28,7 @@ from cosmos3_ros.processes import (
 from cosmos3_ros.replay.bags import Bag, open_bag
 from cosmos3_ros.replay.pictures import COMPRESSED_IMAGE, IMAGE
 from cosmos3_ros.replay.report import report
+from cosmos3_ros.replay.seams import CONTROLLER_STATUS
 from cosmos3_ros.replay.summary import Summary, summarise
 
 OUTPUT, SUMMARY, REPORT, LOGS = "output.mcap", "summary.json", "report.png", "logs"
@@ -38,6 +39,7 @@ RECORDED = {
     "action_chunk": "cosmos3_ros/msg/ActionChunk",
     "predicted_frame": IMAGE,
     "status": "cosmos3_ros/msg/PolicyStatus",
+    "controller_status": CONTROLLER_STATUS,
     "joint_command": "sensor_msgs/msg/JointState",
     "joint_states": "sensor_msgs/msg/JointState",
     "instruction": "std_msgs/msg/String",
@@ -91,11 +93,15 @@ def main(args: argparse.Namespace) -> int:
     embodiment = load_embodiment(embodiment_name)
     with open_bag(args.bag) as bag:
         inputs = choose_inputs(bag, embodiment, _remappings(args.remap), bool(args.instruction))
+    if args.bag.resolve() == (args.out / OUTPUT).resolve():
+        raise ReplayError(
+            f"'{args.bag}' is where the recording of the replay goes; expected another --out"
+        )
     for name in (OUTPUT, SUMMARY, REPORT):
         (args.out / name).unlink(missing_ok=True)
     _run_nodes(args, embodiment_name, inputs)
     with tqdm(desc="reporting", total=2, bar_format="{desc} {n} of {total}", disable=None) as bar:
-        summary = summarise(args.out / OUTPUT, args.out / SUMMARY)
+        summary = summarise(args.out / OUTPUT, args.out / SUMMARY, embodiment)
         bar.update()
         report(args.out / OUTPUT, args.out / REPORT, inputs=args.bag)
         bar.update()

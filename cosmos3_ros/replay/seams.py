@@ -69,11 +69,15 @@ class Commanded:
 NOTHING = Spread(None, None, None)
 
 
-def seams_of(bag: Bag, command_topics: Sequence[str]) -> Seams:
-    """The seams of an open bag. Nothing where it holds no chunk of an embodiment that is known."""
+def seams_of(bag: Bag, command_topics: Sequence[str], robot: Embodiment | None = None) -> Seams:
+    """The seams of an open bag. Nothing where it holds no chunk of an embodiment that is known.
+
+    ``robot``: None: the one that ships under the name in the chunks.
+    """
     chunks = list(bag.messages(bag.typed(ACTION_CHUNK)))
-    robot = _robot_of(chunks[0].decoded().embodiment) if chunks else None
-    if robot is None:
+    if robot is None and chunks:
+        robot = _robot_of(chunks[0].decoded().embodiment)
+    if robot is None or not chunks:
         return Seams(0, NOTHING, NOTHING, None, None, None)
     target = command_space(robot)
     space = Space(target.width, target.quaternions)

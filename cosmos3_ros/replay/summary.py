@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cosmos3_ros.policy.embodiment import Embodiment
 from cosmos3_ros.replay.bags import Bag, Message, open_bag
 from cosmos3_ros.replay.outcomes import Outcome, outcomes_of
 from cosmos3_ros.replay.seams import ACTION_CHUNK, Seams, seams_of
@@ -92,19 +93,20 @@ class Summary:
     outcomes: Sequence[Outcome]
 
 
-def summarise(bag: Path, out_json: Path) -> Summary:
+def summarise(bag: Path, out_json: Path, robot: Embodiment | None = None) -> Summary:
     """Write the figures of a recorded run to ``out_json``, and return them.
 
-    Raises BagError for what is no bag.
+    ``robot``: whose limits the figures are shares of; None: the one that ships under the name in
+    the chunks. Raises BagError for what is no bag.
     """
     with open_bag(bag) as recorded:
-        summary = summary_of(recorded)
+        summary = summary_of(recorded, robot)
     out_json.write_text(json.dumps(asdict(summary), indent=2, allow_nan=False) + "\n")
     return summary
 
 
-def summary_of(bag: Bag) -> Summary:
-    """The figures of an open bag."""
+def summary_of(bag: Bag, robot: Embodiment | None = None) -> Summary:
+    """The figures of an open bag; ``robot`` as in ``summarise``."""
     latencies_ms = [m.decoded().plan_latency * 1e3 for m in bag.messages(bag.typed(ACTION_CHUNK))]
     statuses = [m.decoded() for m in bag.messages(bag.typed(POLICY_STATUS))]
     status = statuses[-1] if statuses else None
@@ -135,7 +137,7 @@ def summary_of(bag: Bag) -> Summary:
             early_commands=int(last.get("early_commands", 0)),
             frame_to_command_ms=_jitter(last, "frame_to_command"),
         ),
-        seams=seams_of(bag, command_topics(bag)),
+        seams=seams_of(bag, command_topics(bag), robot),
         plan_latency_ms=Latency(_percentile(latencies_ms, 50), _percentile(latencies_ms, 99)),
         predicted_frames=sum(bag.topics[topic].count for topic in bag.named("predicted_frame")),
         observations=int(status.observations) if status else 0,

@@ -142,6 +142,8 @@ def evaluate(args: argparse.Namespace) -> None:
     if args.out.is_dir():
         raise EvaluationError(f"--out '{args.out}' is a folder; expected a file to write")
     if args.record is not None:
+        if args.record.suffix != ".mcap":
+            raise EvaluationError(f"--record is '{args.record}'; expected a file NAME.mcap")
         args.record.unlink(missing_ok=True)
     # Some of the tasks are not to be taken for the whole; an earlier evaluation stays until then.
     args.out.parent.mkdir(parents=True, exist_ok=True)

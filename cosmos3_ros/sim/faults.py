@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from cosmos3_ros.command_line import Parser
 from cosmos3_ros.engine.bundle import Bundle, load_bundle
+from cosmos3_ros.engine.export_folder import alone_in
 from cosmos3_ros.policy.embodiment import Embodiment
 from cosmos3_ros.processes import Children, ProcessFailed, end_on_signals, ros_environment
 from cosmos3_ros.resources import resource
@@ -41,6 +42,8 @@ _PATIENCE_S = 15.0
 # On the way to another cube, and not yet there.
 _ON_ITS_WAY_S = 0.6
 _WARM_UP_INSTRUCTION = "Hold still."
+# What a run leaves in its folder.
+_OURS = _BUNDLE, _LOGS = "bundle", "logs"
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
     end_on_signals()
     try:
         rows = run(args.out, args.bundle or resource("engines", "pico"), args.fault)
-    except (ProcessFailed, ValueError) as error:
+    except (OSError, ValueError) as error:
         print(f"faults failed: {error}", file=sys.stderr)
         return 1
     print(table(rows))
@@ -94,14 +97,38 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def run(out: Path, bundle_path: Path, names: list[str] | None = None) -> list[Row]:
-    """Every fault, or those named, one after another; writes the rows as they come."""
+    """Every fault, or those named, one after another.
+
+    ``out`` is written when all are through, and until then what it was; the rows so far are in a
+    .partial beside it. Bundle and logs lie in a folder of its name. Raises ValueError where that is
+    something else, or another run is at it, ProcessFailed and OSError where nothing can be started.
+    """
     robot = require_arm(load_bundle(bundle_path))
-    folder = out.parent / "faults"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    if out.is_dir():
+        raise ValueError(f"--out '{out}' is a folder; expected a file to write")
+    folder = out.with_name(f"{out.stem}_run")
+    folder.mkdir(parents=True, exist_ok=True)
+    busy = ValueError(f"another run is at '{folder}'; wait for it to end, or name another --out")
+    with alone_in(folder, busy):
+        others = [path.name for path in folder.iterdir() if path.name not in _OURS]
+        if others:
+            raise ValueError(
+                f"'{folder}' holds '{others[0]}', which is not of a run of faults; expected it to "
+                "be free for bundle and logs: move it, or name another --out"
+            )
+        for path in folder.iterdir():
+            shutil.rmtree(path)
+        return _run(out, folder, bundle_path, robot, names)
+
+
+def _run(
+    out: Path, folder: Path, bundle_path: Path, robot: Embodiment, names: list[str] | None
+) -> list[Row]:
+    so_far = out.with_suffix(".partial")
+    so_far.unlink(missing_ok=True)
     # A copy, for one of the faults deletes it.
     others = (_WARM_UP_INSTRUCTION, *INSTRUCTIONS)
-    bundle = poisoned_copy(bundle_path, folder / "bundle", POISON, others)
+    bundle = poisoned_copy(bundle_path, folder / _BUNDLE, POISON, others)
     contract = bundle.manifest.contract
     if not math.isclose(contract.chunk / contract.fps, HORIZON_S):
         raise ValueError(
@@ -113,13 +140,14 @@ def run(out: Path, bundle_path: Path, names: list[str] | None = None) -> list[Ro
         chosen = [fault for fault in FAULTS if names is None or fault.name in names]
         for fault in tqdm(chosen, unit="fault", disable=None):
             rows.append(_suffer(stage, fault))
-            _write(out, rows)
+            _write(so_far, rows)
         noted = stage.note()
     # By now all were told to end.
     if troubles := stage.troubles_since(noted):
         log = f"at the end {'; '.join(troubles)}; before it {rows[-1].log or 'nothing'}"
         rows[-1] = replace(rows[-1], ok=False, log=log)
-        _write(out, rows)
+    _write(so_far, rows)
+    so_far.replace(out)
     return rows
 
 
@@ -132,7 +160,7 @@ def _stage(folder: Path, bundle: Bundle, robot: Embodiment) -> Iterator[Stage]:
     environment = ros_environment()
     os.environ.update(environment)
     # Through pipes, as under a launch file: a full disk does not silence the nodes themselves.
-    with Children(folder / "logs", environment, piped=True) as children:
+    with Children(folder / _LOGS, environment, piped=True) as children:
         rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
         stage = Stage(children, bundle.path, robot)
         try:

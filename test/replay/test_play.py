@@ -89,6 +89,8 @@ def test_a_bag_flows_through_both_nodes_into_a_recording(tiny: Exported, tmp_pat
         chunks = [m.decoded() for m in recorded.messages(["/action_chunk"])]
         commands = [m.decoded() for m in recorded.messages(["/joint_command"])]
         assert recorded.topics["/joint_states"].count == 3 * FPS
+        # Without it, plans that were refused would count as seams.
+        assert recorded.topics["/controller_status"].count > 0
     assert [c.plan_id for c in chunks] == list(range(1, len(chunks) + 1))
     # Plans carry the stamps of the bag's pictures: the clock was the bag's.
     stamps = {1_000_000_000 + round(i / FPS * 1e9) for i in range(3 * FPS)}
@@ -174,6 +176,10 @@ def test_bad_bags_bundles_and_options_are_refused_in_one_line(
     assert "/camera/exterior_2/image, which embodiment 'droid_exterior' needs" in refused(
         bag, bundle, out, "--embodiment", "droid_exterior"
     )
+    own = write_bag(tmp_path / "output.mcap", seconds=1)
+    before = own.read_bytes()
+    assert "is where the recording of the replay goes" in refused(own, bundle, tmp_path)
+    assert own.read_bytes() == before
     bag.write_bytes(bag.read_bytes()[:-100])
     assert "was cut short" in refused(bag, bundle, out)
     assert not out.exists()

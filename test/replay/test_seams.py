@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from recordings import controller_status, encode_chunk, joint_state, pose, twist
 
 from cosmos3_ros.policy.commands import command_space
-from cosmos3_ros.policy.embodiment import Channel, load_embodiment
+from cosmos3_ros.policy.embodiment import Channel, Embodiment, load_embodiment
 from cosmos3_ros.replay.bags import BagWriter, open_bag
 from cosmos3_ros.replay.seams import Seams, seams_of
 
@@ -38,6 +39,7 @@ def measured(
     embodiment: str = ROBOT.name,
     committed_rows: int = 0,
     refused: int = 0,
+    robot: Embodiment | None = None,
 ) -> Seams:
     """Plans (stamp [ns], rows), and a command of the first joint every 20 ms. ``refused``: the id
     of a plan that the controller does not follow."""
@@ -67,7 +69,7 @@ def measured(
         for stamp_ns, topic, message in sorted(written, key=lambda each: each[0]):
             bag.write(topic, stamp_ns, message)
     with open_bag(path) as opened:
-        return seams_of(opened, ("/joint_command",))
+        return seams_of(opened, ("/joint_command",), robot)
 
 
 def test_a_plan_that_goes_on_as_the_one_before_has_a_seam_of_nothing(tmp_path: Path) -> None:
@@ -91,6 +93,19 @@ def test_the_jump_between_plans_is_measured_in_units_of_the_limits(tmp_path: Pat
     assert found.position_s.p50 == pytest.approx(gap / SPEED, rel=1e-2)
     # Across it in a period of the commands, and back at 1 rad/s less than before.
     assert found.velocity.p50 == pytest.approx((gap / 0.02 + 1.0) / SPEED, rel=1e-2)
+
+
+def test_figures_are_shares_of_the_limits_of_the_robot_that_ran(tmp_path: Path) -> None:
+    """Its file has the name of one that ships, or of none that does."""
+    slow = replace(ROBOT, channels=tuple(replace(c, velocity=0.5) for c in ROBOT.channels))
+    plans = [(BEGIN_NS, ramp(0.0, 0.5)), (BEGIN_NS + 400_000_000, ramp(0.3, -0.5))]
+    positions = np.arange(200) * 0.005
+    shipped = measured(tmp_path / "a.mcap", plans, positions)
+    own = measured(tmp_path / "b.mcap", plans, positions, robot=slow)
+    named = measured(tmp_path / "c.mcap", plans, positions, embodiment="mine", robot=slow)
+    assert own.position_s.p50 == pytest.approx(shipped.position_s.p50 * SPEED / 0.5, rel=1e-2)
+    assert own.command_velocity == pytest.approx(0.25 / 0.5, rel=1e-2)
+    assert named == own
 
 
 def test_rows_that_are_repeated_move_the_seam_to_where_they_end(tmp_path: Path) -> None:

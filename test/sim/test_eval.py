@@ -366,6 +366,7 @@ def test_the_usual_scenes_are_none_of_the_policy_that_ships(pico: Exported) -> N
         (("--bundle", "nowhere"), "nowhere"),
         (("--against", "nowhere.json"), "nowhere.json"),
         (("--out", "."), "--out '.' is a folder; expected a file to write"),
+        (("--task", "lift", "--record", "a.txt"), "--record is 'a.txt'; expected a file NAME.mcap"),
     ],
 )
 def test_what_cannot_be_evaluated_is_refused_in_one_line(

@@ -17,9 +17,10 @@ pytest.importorskip("rclpy", reason="ROS 2 is not in this environment; run ./run
 from cosmos3_ros.msg import ControllerStatus
 from cosmos3_ros.policy.embodiment import load_embodiment
 from cosmos3_ros.processes import ros_environment
+from cosmos3_ros.resources import resource
 from cosmos3_ros.sim.fault_list import FAULTS, RECOVERY_S, Fault
 from cosmos3_ros.sim.fault_stage import follows_newer, largest_step
-from cosmos3_ros.sim.faults import Row, Seen, judge, table
+from cosmos3_ros.sim.faults import Row, Seen, judge, run, table
 from cosmos3_ros.sim.saboteur import Commanded, Reported
 from cosmos3_ros.sim.team import CONTROL_RATE_HZ
 
@@ -130,6 +131,19 @@ def test_a_clock_that_jumps_and_nan_of_the_model_or_in_chunks_end_in_a_hold(
 def test_a_full_disk_ends_the_recorder_in_one_line_and_the_arm_moves_on(tmp_path: Path) -> None:
     row = suffered(tmp_path, "disk full")["disk full"]
     assert row["log"].startswith("recorder_node: nothing was recorded:")
+
+
+def test_what_is_not_of_a_run_of_faults_is_left_alone_and_the_run_refused(
+    tmp_path: Path,
+) -> None:
+    out, bundle = tmp_path / "thesis.json", resource("engines", "pico")
+    (tmp_path / "thesis_run").mkdir()
+    (tmp_path / "thesis_run" / "chapter").write_text("dear")
+    with pytest.raises(ValueError, match="holds 'chapter', which is not of a run of faults"):
+        run(out, bundle)
+    assert (tmp_path / "thesis_run" / "chapter").read_text() == "dear"
+    with pytest.raises(ValueError, match="is a folder; expected a file to write"):
+        run(tmp_path, bundle)
 
 
 def test_what_is_not_as_it_has_to_be_makes_its_row_not_ok_and_the_run_fail(tmp_path: Path) -> None:
