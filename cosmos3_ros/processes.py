@@ -278,6 +278,13 @@ def ros_environment(domain_id: int | None = None) -> dict[str, str]:
     }
 
 
+def take_environment(environment: Mapping[str, str]) -> None:
+    """Make an environment for ROS nodes this program's own, so that it hears them."""
+    for name in _NOT_OURS:
+        os.environ.pop(name, None)
+    os.environ.update(environment)
+
+
 def free_domain_id() -> int:
     """A DDS domain (1 to 100, below the ephemeral ports) that nobody here has a port of.
 

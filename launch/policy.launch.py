@@ -155,7 +155,12 @@ def nodes(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         return str(LaunchConfiguration(name).perform(context))
 
     def given(names: tuple[str, ...], value_type: type = str) -> dict[str, ParameterValue]:
-        return {n: ParameterValue(value(n), value_type=value_type) for n in names if value(n)}
+        # Of the argument, not of its text: that alone is turned into a number or a truth.
+        return {
+            n: ParameterValue(LaunchConfiguration(n), value_type=value_type)
+            for n in names
+            if value(n)
+        }
 
     def over_file(arguments: dict[str, ParameterValue]) -> list[object]:
         """What is given wins over the file. A dictionary without any parameter is not passed."""

@@ -27,7 +27,10 @@ RECORDED = [
     "action_chunk:cosmos3_ros/msg/ActionChunk",
     "status:cosmos3_ros/msg/PolicyStatus",
     "predicted_frame:sensor_msgs/msg/Image",
+    "controller_status:cosmos3_ros/msg/ControllerStatus",
     "joint_command:sensor_msgs/msg/JointState",
+    "joint_states:sensor_msgs/msg/JointState",
+    "instruction:std_msgs/msg/String",
     "/diagnostics:diagnostic_msgs/msg/DiagnosticArray",
 ]
 

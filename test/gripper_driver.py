@@ -102,6 +102,7 @@ def main() -> None:
     controller.trigger_configure()
     controller.trigger_activate()
     until(lambda: robot.commands)
+    until(controller._gripper._client.server_is_ready)
     idle(0.3)
     at_first = len(robot.goals)
     publish(1, closedness=0.0)

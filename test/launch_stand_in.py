@@ -164,6 +164,12 @@ class ParameterValue:
     value: Any
     value_type: type
 
+    def __post_init__(self) -> None:
+        if isinstance(self.value, str | int | float) and not isinstance(
+            self.value, self.value_type
+        ):
+            raise TypeError(f"{self.value!r} is no {self.value_type}: only substitutions are read")
+
     def evaluate(self, context: Context) -> Any:
         text = perform(self.value, context)
         found = text if self.value_type is str else self.value_type(yaml.safe_load(text))

@@ -219,6 +219,18 @@ def test_an_environment_in_which_pip_was_interrupted_is_made_anew(tmp_path: Path
     assert not (tmp_path / "bin").exists()
 
 
+@pytest.mark.parametrize(("said", "stays"), [("no network", False), ("Installing collected", True)])
+def test_where_pip_fails_before_it_installs_the_environment_is_as_it_was(
+    said: str, stays: bool, tmp_path: Path
+) -> None:
+    (tmp_path / ".installing").touch()
+    said = said.replace("collected", "collected packages: a, b")
+    pip = f"bash -c 'echo {said}; exit 1'"
+    printed = run_function(f"VENV={tmp_path}; settled {pip} || echo failed")
+    assert printed.splitlines() == [said, "failed"]
+    assert (tmp_path / ".installing").exists() == stays
+
+
 def test_a_library_that_is_there_for_two_architectures_is_not_missing() -> None:
     """As dpkg-query says it: one state after another, with nothing between them."""
     query = """

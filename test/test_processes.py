@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import socket
@@ -20,6 +21,7 @@ from cosmos3_ros.processes import (
     _segments,
     free_domain_id,
     ros_environment,
+    take_environment,
 )
 
 # Says that it is ready, then when it was interrupted.
@@ -219,6 +221,9 @@ def test_nodes_of_ours_look_for_no_server_and_no_enclave(monkeypatch: pytest.Mon
     environment = ros_environment(7)
     assert not environment.keys() & {"ROS_DISCOVERY_SERVER", "ROS_SECURITY_ENABLE"}
     assert environment["ROS_AUTOMATIC_DISCOVERY_RANGE"] == "LOCALHOST"
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    take_environment(environment)
+    assert environment == os.environ, "as their conductor does"
 
 
 def test_a_program_under_nohup_outlives_its_terminal(tmp_path: Path) -> None:

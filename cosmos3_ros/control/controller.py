@@ -141,6 +141,7 @@ class Controller:
         self._outside: Cause | None = None  # the last measurement was outside the limits
         self._astray: Cause | None = None  # it was far from the command of its time
         self._given_up: Cause | None = None  # why the last chunk was given up
+        self._believed = True  # what is measured may be the arm
         self._yielding = False  # the command goes back to where the arm is
         self._jumped: Cause | None = None
         self._stopped: Cause | None = None
@@ -205,7 +206,10 @@ class Controller:
         self._astray = self._found_astray(self._measured_ns)
         passed_s = (moment.steady_ns - self._found_ns) / NS_PER_S
         self._found_ns = moment.steady_ns
-        if since_jump and self._was_put_elsewhere(before, passed_s):
+        leapt = self._has_leapt(before, passed_s)
+        # No arm leaps: until it is found where it is commanded, somebody else may be measured.
+        self._believed = not leapt and (self._believed or self._astray is None)
+        if since_jump and leapt and self.clock.set_back_ns is not None:
             # By a simulator, which has put its gripper elsewhere, too: all begins from there.
             self._set_off_from(self._measured)
             self._kept = None
@@ -232,10 +236,13 @@ class Controller:
     def instruct(self, instruction: str) -> None:
         """The instruction in force: chunks of another one are refused from now on. An empty one
         ends what is followed; by another one it is, until the first chunk of that."""
-        self._instruction = instruction
-        if not instruction:
+        if instruction.strip():
+            if self._instruction is not None and not self._instruction.strip():
+                self._given_up = None
+        else:
             self._forget_chunks()
             self._given_up = Cause(Reason.NO_CHUNK, "the instruction was ended by an empty one")
+        self._instruction = instruction
 
     def stop(self, text: str) -> None:
         """Hold from the next tick on, until ``resume``."""
@@ -272,12 +279,12 @@ class Controller:
         where it is.
         """
         self._watch_clock(moment)
-        self._set_off_anew(moment)
         require_fitting(chunk, self._limits, self._instruction)
         self._require_planner(chunk, moment)
         require_in_time(
             chunk, self._newest_plan_id, moment.now_ns, self._timeouts, self.clock.most_ahead_ns
         )
+        self._set_off_anew(moment)
         here = self._here
         if here is None or self._measured_ns is None:
             raise ChunkRefused(
@@ -304,6 +311,9 @@ class Controller:
         paused = self._has_paused(previous, moment)
         if paused:
             self._motion = self._after_pause(previous, passed_s)
+            if self._told is not None:  # nothing is known of its way, to compare it with
+                self._astray = None
+                self._commanded.forget()
         began = self._pending
         if began is not None:
             # From the last command at its own time, so that a moving arm does not pause.
@@ -314,7 +324,7 @@ class Controller:
         cause, before = self._cause(moment), self.state
         if cause is None and before is not State.TRACKING and began is None:
             cause = self._cause_not_to_go_on(moment)
-        if cause is not None and cause is self._astray:
+        if cause is not None and cause is self._astray and self._chunk is not None:
             self._given_up = cause
             self._forget_chunks()
         self._enter(cause)
@@ -436,11 +446,14 @@ class Controller:
         return self._limits.step(here, np.zeros_like(self._motion.velocity), self._motion, dt_s)
 
     def _yields(self, moment: Moment) -> bool:
-        """From where the arm is farther from the command than a chunk may begin, until the command
-        is there; by fresh joint states alone."""
-        if self._motion is None or self._measured_ns is None or self._outside is not None:
+        """Since an arm that was following has been found to be blocked, until the command is where
+        it is; by fresh joint states alone, of what may be the arm."""
+        given_up = self._given_up
+        blocked = given_up is not None and given_up.reason is Reason.NOT_FOLLOWING
+        if self._motion is None or self._measured_ns is None or not blocked:
             return False
-        if moment.now_ns - self._measured_ns > self._timeouts.joint_s * NS_PER_S:
+        age_ns = moment.now_ns - self._measured_ns
+        if self._outside or not self._believed or age_ns > self._timeouts.joint_s * NS_PER_S:
             return False
         if self._astray is not None:
             return True
@@ -552,13 +565,12 @@ class Controller:
 
     def _set_off_from(self, position: np.ndarray) -> None:
         self._motion, self._anew, self._astray = self._limits.at_rest(position), True, None
-        self._yielding = False
+        self._yielding, self._told = False, None
         self._commanded.forget()
 
-    def _was_put_elsewhere(self, before: np.ndarray | None, passed_s: float) -> bool:
-        """Whether a simulator's clock went back, and the robot is where it cannot have moved to
-        since it was measured ``before``."""
-        if self.clock.set_back_ns is None or before is None or self._measured is None:
+    def _has_leapt(self, before: np.ndarray | None, passed_s: float) -> bool:
+        """Whether it is measured where it cannot have moved to since it was ``before``."""
+        if before is None or self._measured is None:
             return False
         apart = np.abs(self._limits.space.difference(self._measured, before))
         return bool(np.any(apart > self._limits.velocity * max(passed_s, _MEASURED_S)))
@@ -572,6 +584,7 @@ class Controller:
         leap_s = leap_ns / NS_PER_S
         self._jumped = Cause(Reason.CLOCK_JUMPED, f"the clock jumped by {leap_s:.3f} s")
         self._forget_chunks()
+        self._anew, self._told = True, None
         self._newest_plan_id = 0
         self._measured_ns = self._astray = None
         self._commanded.forget()

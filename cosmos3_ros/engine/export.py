@@ -108,6 +108,7 @@ def export(
     FolderError where the folder is no bundle's, another export is writing it, or the disk has too
     little room.
     """
+    written_to = out.resolve()  # the folder one stands in is another afterwards
     with bundle_folder(out) as work:
         progress("model", 0, 0)
         recipe = _as_trained(recipe, checkpoint)
@@ -145,7 +146,7 @@ def export(
             },
         )
         write_manifest(work, manifest)
-    return Bundle(out, manifest, file_sha256(out / MANIFEST))
+    return Bundle(out, manifest, file_sha256(written_to / MANIFEST))
 
 
 def _as_trained(recipe: Recipe, checkpoint: Path | None) -> Recipe:

@@ -253,13 +253,13 @@ class ControllerNode(ManagedNode):
             run.rests = run.controller.state is State.STOPPED and run.controller.is_at_rest
             if command is None:
                 return
+            run.wanted = command.wanted
             if self._forecaster is not None and command.anew:
                 # A message that holds all that is to come goes out when that has changed.
                 self._forecaster.give(run.controller.outlook(moment))
         if self._forecaster is None:
             self._send(command.positions, time_message(moment.now_ns))
             run.commands += 1
-        run.wanted = command.wanted
         if (began := command.began) is not None:
             spent_ns = round(began.engine_s * NS_PER_S)
             run.frame_to_command.add(max(self.now_ns() - began.stamp_ns - spent_ns, 0))
@@ -285,9 +285,11 @@ class ControllerNode(ManagedNode):
     def _follow_gripper(self) -> None:
         """On the executor's thread: an action's answers need it."""
         run, gripper = self._running(), self._target.embodiment.gripper
-        wanted = run.wanted
-        # Before the first chunk it is left alone: told to be where it is, it would grip no longer.
-        if wanted is None or not run.controller.has_followed:
+        with run.lock:
+            # Before the first chunk it is left alone: told to be where it is, it would grip no
+            # longer.
+            wanted = run.wanted if run.controller.has_followed else None
+        if wanted is None:
             return
         if self._gripper is not None and gripper is not None:
             # Not the commands on the way there: every goal has a driver begin anew.

@@ -110,7 +110,8 @@ class ControllerParameters:
     )
     overrun_timeout_s: float = parameter(
         0.1,
-        "The control loop paused for so long: hold; a robot in real time then sets off from rest.",
+        "The control loop paused for so long: hold; a robot in real time then sets off from rest, "
+        "or from where a trajectory it was told has led it.",
         "s",
         minimum=0.001,
         maximum=10.0,

@@ -7,7 +7,6 @@ Simulator, policy node and controller node are processes of their own. Leaves ``
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -27,7 +26,13 @@ from tqdm import tqdm
 from cosmos3_ros.command_line import Parser, positive
 from cosmos3_ros.engine.bundle import load_bundle
 from cosmos3_ros.msg import ActionChunk, PolicyStatus
-from cosmos3_ros.processes import Children, ProcessFailed, end_on_signals, ros_environment
+from cosmos3_ros.processes import (
+    Children,
+    ProcessFailed,
+    end_on_signals,
+    ros_environment,
+    take_environment,
+)
 from cosmos3_ros.replay.outcomes import describe
 from cosmos3_ros.replay.report import report
 from cosmos3_ros.replay.summary import Summary, summarise
@@ -187,7 +192,7 @@ def demonstrate(
     # As far ahead as frames are decoded: a row ahead hardly anything has moved.
     policy = {**policy, "predicted_frame_rows": loaded.manifest.contract.predicted_rows}
     environment = ros_environment()
-    os.environ.update(environment)
+    take_environment(environment)
     with Children(out / "logs", environment) as children:
         recorder = start_recorder(children, recording)
         team = start_team(children, bundle, embodiment.name, sim={"seed": _SEED}, policy=policy)

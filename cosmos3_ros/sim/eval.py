@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
@@ -25,7 +24,13 @@ from cosmos3_ros.command_line import Parser, count, positive, whole
 from cosmos3_ros.control.overlap import Strategy
 from cosmos3_ros.engine.bundle import Bundle, load_bundle
 from cosmos3_ros.engine.recipe import RECIPE, load_recipe
-from cosmos3_ros.processes import Children, ProcessFailed, end_on_signals, ros_environment
+from cosmos3_ros.processes import (
+    Children,
+    ProcessFailed,
+    end_on_signals,
+    ros_environment,
+    take_environment,
+)
 from cosmos3_ros.resources import resource
 from cosmos3_ros.sim.arguments import (
     LARGEST_LATENCY_S,
@@ -226,7 +231,7 @@ def _through_nodes(
     from cosmos3_ros.sim.examiner import Examiner
 
     environment = ros_environment()
-    os.environ.update(environment)
+    take_environment(environment)
     embodiment = require_arm(bundle)
     sim = {
         "seed": trials[0].seed,

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import shutil
 import sys
 import time
@@ -28,7 +27,13 @@ from cosmos3_ros.command_line import Parser
 from cosmos3_ros.engine.bundle import Bundle, load_bundle
 from cosmos3_ros.engine.export_folder import alone_in
 from cosmos3_ros.policy.embodiment import Embodiment
-from cosmos3_ros.processes import Children, ProcessFailed, end_on_signals, ros_environment
+from cosmos3_ros.processes import (
+    Children,
+    ProcessFailed,
+    end_on_signals,
+    ros_environment,
+    take_environment,
+)
 from cosmos3_ros.resources import resource
 from cosmos3_ros.sim.fault_bundle import poisoned_copy
 from cosmos3_ros.sim.fault_list import FAULTS, HORIZON_S, POISON, RECOVERY_S, Fault
@@ -158,7 +163,7 @@ def _write(out: Path, rows: list[Row]) -> None:
 @contextmanager
 def _stage(folder: Path, bundle: Bundle, robot: Embodiment) -> Iterator[Stage]:
     environment = ros_environment()
-    os.environ.update(environment)
+    take_environment(environment)
     # Through pipes, as under a launch file: a full disk does not silence the nodes themselves.
     with Children(folder / _LOGS, environment, piped=True) as children:
         rclpy.init(signal_handler_options=SignalHandlerOptions.NO)

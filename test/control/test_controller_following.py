@@ -319,6 +319,58 @@ def test_after_a_pause_an_arm_that_was_told_what_is_to_come_goes_on_from_where_t
     assert braking[-1] - command.positions[0] <= 4.0**2 / 2 / 20.0
 
 
+def told_ahead(arm: Arm) -> np.ndarray:
+    """What it has said is to come after its last command [n, width]."""
+    moment = Moment(arm.now_ns - PERIOD_NS, arm.steady_ns - PERIOD_NS)
+    return arm.controller.outlook(moment).commands(0.02)
+
+
+def test_what_was_told_ahead_is_nothing_to_go_by_where_the_arm_was_moved_since() -> None:
+    arm = Arm()
+    arm.tick()
+    arm.follow(arm.ramp(rows=4))
+    arm.run(1.2)
+    told_ahead(arm)
+    arm.position = arm.position - [0.8, 0.0]
+    arm.tick()
+    here = arm.position = arm.position - [0.8, 0.0]
+    arm.follow(arm.plan(2, [here] * 10))
+    arm.pass_by(ns(0.2))
+    arm.position = here
+    assert arm.tick().positions == pytest.approx(here, abs=1e-6)
+
+
+def test_a_pause_after_the_clock_was_set_back_moves_nothing_that_rests() -> None:
+    arm = Arm()
+    arm.tick()
+    arm.follow(arm.ramp())
+    arm.run(0.2)
+    arm.controller.stop("the button")
+    arm.tick()
+    told_ahead(arm)
+    rest = arm.run(0.5)[-1].positions
+    arm.now_ns -= ns(2)
+    arm.tick()
+    arm.pass_by(ns(0.15))
+    assert arm.tick().positions.tolist() == rest.tolist()
+
+
+def test_an_arm_that_obeyed_through_a_pause_is_not_taken_for_one_that_does_not_follow() -> None:
+    arm = Arm()
+    arm.tick()
+    fast = np.minimum(0.5 + np.arange(1, 16) * 0.3, 2.0)
+    arm.follow(arm.plan(1, np.column_stack((fast, np.zeros(15)))))
+    arm.run(0.06)
+    told = told_ahead(arm)
+    # Joint states come 40 ms late, and the first of them before the loop goes on.
+    arm.pass_by(ns(0.4))
+    late = told[20 - 2]
+    arm.controller.measure(late, arm.now_ns - ns(0.04), arm.moment)
+    arm.measuring = False
+    arm.tick()
+    assert arm.reason is Reason.OVERRUN and arm.controller.plan_id == 1
+
+
 def test_a_measurement_that_is_not_finite_is_ignored() -> None:
     arm = Arm()
     arm.controller.measure(np.array([np.nan, 0.0]), START_NS, arm.moment)

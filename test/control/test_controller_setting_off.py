@@ -281,6 +281,31 @@ def test_one_wrong_measurement_of_an_arm_at_rest_moves_it_hardly() -> None:
     assert np.abs(path(commands) - 0.5).max() < 0.05
 
 
+@pytest.mark.parametrize("blocked", [False, True])
+def test_a_stopped_arm_does_not_go_after_joint_states_that_leap(blocked: bool) -> None:
+    """Of another robot, a bag that somebody plays, or a driver that has restarted."""
+    arm = blocked_arm() if blocked else Arm()
+    arm.run(0.5)
+    arm.controller.stop("the button")
+    at = arm.run(0.5)[-1].positions
+    for turn in range(100):
+        arm.position = np.array([-1.5, 0.0]) if turn % 2 else at
+        arm.tick()
+    for _ in range(100):
+        arm.position = np.array([-1.5, 0.0])
+        arm.tick()
+    assert np.abs(arm.tick().positions - at).max() < 0.02
+
+
+def test_a_stopped_arm_that_is_pushed_by_hand_stays_where_it_was_told_to_be() -> None:
+    arm = Arm()
+    arm.run(0.1)
+    arm.controller.stop("the button")
+    for turn in range(100):
+        arm.position = np.array([0.5 - 0.02 * turn, 0.0])
+        assert arm.tick().positions.tolist() == [0.5, 0.0]
+
+
 def test_an_arm_that_was_blocked_is_not_moved_by_old_joint_states() -> None:
     arm = blocked_arm()
     arm.measuring = False
