@@ -10,6 +10,7 @@ Leaving the block stops what still runs, the newest first.
 
 from __future__ import annotations
 
+import fcntl
 import math
 import os
 import random
@@ -20,8 +21,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -283,6 +284,20 @@ def take_environment(environment: Mapping[str, str]) -> None:
     for name in _NOT_OURS:
         os.environ.pop(name, None)
     os.environ.update(environment)
+
+
+@contextmanager
+def alone_in(folder: Path, refusal: Exception) -> Iterator[None]:
+    """Keep other processes of ours from a folder. Raises ``refusal`` where one is at it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise refusal from None
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def free_domain_id() -> int:

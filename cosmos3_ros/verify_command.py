@@ -18,6 +18,7 @@ from tqdm import tqdm
 from cosmos3_ros import parity
 from cosmos3_ros.engine.backends import BACKENDS, open_backend
 from cosmos3_ros.engine.bundle import TOKENIZER, Bundle, Manifest, load_bundle
+from cosmos3_ros.engine.compile import available_bytes
 from cosmos3_ros.engine.recipe import RECIPE, Recipe, load_recipe
 from cosmos3_ros.engine.twin import twin_bundle, twin_bytes
 from cosmos3_ros.policy.embodiment import load_embodiment
@@ -114,9 +115,7 @@ def _stock_outputs(
             f"'{manifest.name}' was made from '{manifest.source}', {manifest.source_sha256[:12]}…; "
             "give the checkpoint and the recipe it was made from"
         )
-    _require(
-        Need("the stock model in float32", _stock_bytes(hollow), "memory", _memory_available())
-    )
+    _require(Need("the stock model in float32", _stock_bytes(hollow), "memory", available_bytes()))
     del hollow
     with _steps("stock modules") as step:
         step("weights")
@@ -168,7 +167,7 @@ def _require_room(bundle: Bundle, backend: str) -> None:
         _require(Need(what, sum(sizes), f"disk at '{folder}'", free))
     # The largest is there twice while its weights are laid out for the processor.
     need = sum(sizes) + max(sizes) + _MEMORY_BESIDE
-    _require(Need(what, need, "memory", _memory_available()))
+    _require(Need(what, need, "memory", available_bytes()))
 
 
 def _graph_files(bundle: Bundle) -> list[Path]:
@@ -179,14 +178,6 @@ def _graph_files(bundle: Bundle) -> list[Path]:
 def _stock_bytes(components: Components) -> float:
     modules = (components.transformer, components.vae)
     return 4.0 * sum(p.numel() for module in modules for p in module.parameters()) + _MEMORY_BESIDE
-
-
-def _memory_available() -> float:
-    """Bytes that may be taken without swapping."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return 1024.0 * int(line.split()[1])
-    raise VerifyError("/proc/meminfo has no MemAvailable; expected a Linux of 2014 or later")
 
 
 def _require(need: Need) -> None:

@@ -168,7 +168,7 @@ def test_a_machine_without_the_memory_is_told_the_figures(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(verify_command, "_memory_available", lambda: 1e9)
+    monkeypatch.setattr(verify_command, "available_bytes", lambda: 1e9)
     assert verify(request.getfixturevalue(name)) == 1
     error = capsys.readouterr().err
     assert re.search(r"takes at least 1\.5 GB of memory, and this machine has 1\.0 GB free", error)

@@ -26,8 +26,9 @@ from cosmos3_ros.engine.engine_key import (
     record_path,
     write_record,
 )
-from cosmos3_ros.engine.export_folder import alone_in, require_space
+from cosmos3_ros.engine.export_folder import require_space
 from cosmos3_ros.engine.tensorrt_library import EngineError, Target, import_library
+from cosmos3_ros.processes import alone_in
 
 # Memory that a build takes for each byte of weights, and beside them: measured on the whole shape
 # of Nano with TensorRT-RTX 1.7 (FP8: 21.2 GB for 7.1 GB, NVFP4: 12.8 GB for 3.6 GB).

@@ -23,20 +23,6 @@ class FolderError(ValueError):
 
 
 @contextmanager
-def alone_in(folder: Path, refusal: Exception) -> Iterator[None]:
-    """Keep other processes of ours from a folder. Raises ``refusal`` where one is at it."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise refusal from None
-        yield
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
 def whole_folder(out: Path) -> Iterator[Path]:
     """An empty folder beside ``out`` that takes its place when the block ends without an error.
 

@@ -168,7 +168,8 @@ def _with_rotary(module: Any) -> Any:
     return module
 
 
-def _stock(part: str, module_class: Any, config: dict[str, Any]) -> Any:
+def stock_module(part: str, module_class: Any, config: dict[str, Any]) -> Any:
+    """A stock module of a recipe's configuration. Raises RecipeError for keys it does not know."""
     try:
         return module_class(**config)
     except TypeError as error:
@@ -180,7 +181,7 @@ def _stock(part: str, module_class: Any, config: dict[str, Any]) -> Any:
 def random_transformer(config: dict[str, Any], seed: int) -> Cosmos3OmniTransformer:
     """A transformer of random weights, scaled so that its velocities stay near unit size."""
     torch.manual_seed(seed)
-    transformer = _stock("transformer", Cosmos3OmniTransformer, config).eval()
+    transformer = stock_module("transformer", Cosmos3OmniTransformer, config).eval()
     with torch.no_grad():
         transformer.action_modality_embed.normal_(0, 0.02)
         for head in (transformer.action_proj_in, transformer.action_proj_out):
@@ -192,7 +193,7 @@ def random_transformer(config: dict[str, Any], seed: int) -> Cosmos3OmniTransfor
 def random_vae(config: dict[str, Any], seed: int) -> AutoencoderKLWan:
     """A VAE of random weights."""
     torch.manual_seed(seed)
-    return _stock("vae", AutoencoderKLWan, config).eval()
+    return stock_module("vae", AutoencoderKLWan, config).eval()
 
 
 def byte_level_tokenizer() -> PreTrainedTokenizerFast:

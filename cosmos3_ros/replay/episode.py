@@ -198,7 +198,7 @@ def load_episodes(dataset: Dataset) -> list[Episode]:
     """
     try:
         metas = sorted(_episode_metas(dataset), key=lambda meta: int(meta["episode_index"]))
-        tables = {place: pq.read_table(file) for place, file in _data_files(dataset, metas).items()}
+        tables = {place: _numbers_of(file) for place, file in _data_files(dataset, metas).items()}
         tasks = _tasks(dataset) if metas else {}
         episodes = [
             Episode(dataset, meta["episode_index"], rows, meta, tasks)
@@ -227,6 +227,16 @@ def _data_files(dataset: Dataset, metas: list[dict[str, Any]]) -> dict[tuple[int
         (chunk, file): dataset.path / _formatted(dataset.data_path, {"chunk": chunk, "file": file})
         for chunk, file in {_data_place(meta) for meta in metas}
     }
+
+
+def _numbers_of(file: Path) -> pa.Table:
+    """A file's rows without pictures, which may stand in columns and would all be in memory."""
+    kept = [
+        field.name
+        for field in pq.read_schema(file)
+        if not (pa.types.is_struct(field.type) or pa.types.is_binary(field.type))
+    ]
+    return pq.read_table(file, columns=kept)
 
 
 def _rows_of(table: pa.Table, index: int) -> pa.Table:

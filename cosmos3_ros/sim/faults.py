@@ -25,11 +25,11 @@ from tqdm import tqdm
 
 from cosmos3_ros.command_line import Parser
 from cosmos3_ros.engine.bundle import Bundle, load_bundle
-from cosmos3_ros.engine.export_folder import alone_in
 from cosmos3_ros.policy.embodiment import Embodiment
 from cosmos3_ros.processes import (
     Children,
     ProcessFailed,
+    alone_in,
     end_on_signals,
     ros_environment,
     take_environment,

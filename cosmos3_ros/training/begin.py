@@ -31,10 +31,16 @@ _LIMITS = ("lower", "upper", "velocity", "acceleration", "jump")
 
 def require_trainable(recipe: Recipe, embodiment: Embodiment) -> None:
     """Raises RecipeError where there is no model, EmbodimentError for rows that cannot be read."""
-    if recipe.model.random_seed is not None or not recipe.model.transformer:
+    model = recipe.model
+    if model.random_seed is not None or not model.transformer or not model.vae:
         raise RecipeError(
             f"recipe '{recipe.name}' names no model to train; expected model.transformer and "
             "model.vae, and no random_seed"
+        )
+    if model.tokenizer != "tokenizer_json":
+        raise RecipeError(
+            f"recipe '{recipe.name}' has model.tokenizer {model.tokenizer}; a training makes one "
+            "of its own, expected tokenizer_json"
         )
     joint_names(embodiment)
     embodiment.require_normalisation()

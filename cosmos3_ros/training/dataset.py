@@ -107,7 +107,7 @@ class Demonstrations:
 
 
 def joint_names(embodiment: Embodiment) -> list[str]:
-    """What the numbers of a row are, the gripper's last.
+    """What the numbers of a row are, in channel order.
 
     Raises EmbodimentError for a robot that is told something else than joint positions.
     """
@@ -116,8 +116,11 @@ def joint_names(embodiment: Embodiment) -> list[str]:
             f"embodiment '{embodiment.name}' has action_space {embodiment.action_space}; expected "
             f"{JOINT_POSITION}: demonstrations are read as joint positions alone"
         )
-    gripper = embodiment.gripper
-    return [*embodiment.joints, *([gripper.joint] if gripper else [])]
+    gripper, joints = embodiment.gripper, iter(embodiment.joints)
+    return [
+        gripper.joint if gripper and name == gripper.channel else next(joints)
+        for name in embodiment.channel_names
+    ]
 
 
 def meta_sha256(path: Path) -> str:
@@ -161,11 +164,20 @@ def _flat(names: Any) -> list[str]:
 
 
 def _camera_keys(keys: list[str], path: Path, embodiment: Embodiment) -> dict[str, str]:
-    by_name = {camera_name(key): key for key in keys}
+    by_name: dict[str, str] = {}
+    wanted = [view.name for view in embodiment.cameras]
+    for key in keys:
+        name = camera_name(key)
+        if name in by_name and name in wanted:
+            raise LeRobotError(
+                f"data set '{path}' has the cameras {by_name[name]} and {key}, both of them "
+                f"'{name}'; expected one of that name: rename or leave out the other"
+            )
+        by_name[name] = key
     missing = [view.name for view in embodiment.cameras if view.name not in by_name]
     if missing:
         raise LeRobotError(
-            f"data set '{path}' has cameras {', '.join(by_name) or 'none'}; expected "
+            f"data set '{path}' has cameras {', '.join(by_name) or 'none'} as video; expected "
             f"{', '.join(view.name for view in embodiment.cameras)}, those of embodiment "
             f"'{embodiment.name}'"
         )

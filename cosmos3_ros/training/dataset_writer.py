@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,8 +67,12 @@ def camera_key(name: str) -> str:
 
 
 def is_written(path: Path, file_index: int) -> bool:
-    """Whether a file of episodes is complete."""
-    return _part(path, file_index).is_file()
+    """Whether a file of episodes is complete; one that is damaged is none."""
+    try:
+        with np.load(_part(path, file_index)) as part:
+            return {"states", "actions", "lengths", "tasks"} <= set(part.files)
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile):
+        return False
 
 
 def write_file(path: Path, layout: Layout, file_index: int, episodes: Sequence[Recording]) -> None:

@@ -16,6 +16,7 @@ from cosmos3_ros.engine.export_model import Components, make_components
 from cosmos3_ros.engine.recipe import Recipe
 from cosmos3_ros.export_command import body_of
 from cosmos3_ros.policy.embodiment import Embodiment
+from cosmos3_ros.training.begin import require_no_padding
 from cosmos3_ros.training.dataset import Demonstrations
 from cosmos3_ros.training.flow import Batch, Flow, make_texts, sample
 from cosmos3_ros.training.vae import WholeClip, decibel, to_canvases, to_pictures
@@ -89,6 +90,7 @@ def predict(
     torch.set_num_threads(threads)
     components = make_components(recipe, checkpoint)
     contract = make_contract(recipe, body_of(embodiment), components)
+    require_no_padding(recipe, contract)
     shown = Demonstrations(dataset, embodiment, contract)
     tokenizer = components.tokenizer.backend_tokenizer
     episodes = np.unique(np.linspace(0, len(shown) - 1, most).astype(int)).tolist()

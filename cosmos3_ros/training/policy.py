@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from diffusers import Cosmos3OmniTransformer
 from torch import Tensor, nn
 
+from cosmos3_ros.engine.export_model import stock_module
 from cosmos3_ros.engine.session import Contract
 from cosmos3_ros.training.bars import Bar
 from cosmos3_ros.training.flow import Batch, Flow, Texts, losses, sample
@@ -52,7 +53,9 @@ def new_transformer(config: Mapping[str, Any], width: int, seed: int) -> Cosmos3
     are about those of nothing known.
     """
     torch.manual_seed(seed)
-    model = Cosmos3OmniTransformer(**config)
+    model: Cosmos3OmniTransformer = stock_module(
+        "transformer", Cosmos3OmniTransformer, dict(config)
+    )
     with torch.no_grad():
         model.action_modality_embed.normal_(0, 0.02)
         model.embed_tokens.weight.normal_(0, 0.5)
@@ -172,11 +175,12 @@ def validate(flow: Flow, texts: Texts, clips: Clips, contract: Contract) -> dict
     parts = []
     for indexes in torch.arange(len(clips)).split(_VALIDATION_BATCH):
         share = (torch.arange(len(indexes)) + 0.5) / len(indexes)
-        batch = _whole(clips, indexes, contract)
-        parts.append(torch.stack(losses(flow, texts, batch, share, contract)) * len(indexes))
+        batch, read = _with_its_texts(_whole(clips, indexes, contract), texts)
+        parts.append(torch.stack(losses(flow, read, batch, share, contract)) * len(indexes))
     video, action = (torch.stack(parts).sum(0) / len(clips)).tolist()
-    batch = _whole(clips, torch.arange(min(len(clips), _SAMPLED)), contract)
-    _, rows = sample(flow, texts, batch, contract)
+    some = _whole(clips, torch.arange(min(len(clips), _SAMPLED)), contract)
+    batch, read = _with_its_texts(some, texts)
+    _, rows = sample(flow, read, batch, contract)
     error = (rows - batch.rows)[:, int(contract.state_row) :]
     return {
         "held_out_video": video,
@@ -205,6 +209,10 @@ class _Draw:
         settings, contract = self._settings, self._contract
         captions = random.choice(self._captions, self._count, replace=False, p=self._share)
         places = np.arange(settings.batch) % self._count
+        if self._count == len(self._captions):
+            # Every task is in every batch: what of it each gets is what tells them apart.
+            shares = self._share[np.searchsorted(self._captions, captions)]
+            places = random.choice(self._count, settings.batch, p=shares)
         index = np.array([random.choice(self._of_caption[captions[place]]) for place in places])
         latents, rows = self._clips.latents[index].float(), self._clips.rows[index].clone()
         noisy = _noisy_rows(len(index), contract)
@@ -226,6 +234,12 @@ def _whole(clips: Clips, indexes: Tensor, contract: Contract) -> Batch:
     noisy = _noisy_rows(len(indexes), contract)
     latents = clips.latents[indexes].float()
     return Batch(latents, clips.rows[indexes], noisy, clips.caption[indexes])
+
+
+def _with_its_texts(batch: Batch, texts: Texts) -> tuple[Batch, Texts]:
+    """A batch with the captions it has: others would be read with each forward for nothing."""
+    used, caption = torch.unique(batch.caption, return_inverse=True)
+    return replace(batch, caption=caption), texts[used]
 
 
 def _noisy_rows(count: int, contract: Contract) -> Tensor:

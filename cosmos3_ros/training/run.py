@@ -21,18 +21,20 @@ from transformers import PreTrainedTokenizerFast
 from cosmos3_ros.engine.bundle import TOKENIZER
 from cosmos3_ros.engine.export_checkpoint import FACTS, ModuleWeights
 from cosmos3_ros.engine.export_contract import make_contract
-from cosmos3_ros.engine.export_folder import alone_in, whole_folder
+from cosmos3_ros.engine.export_folder import whole_folder
 from cosmos3_ros.engine.export_model import (
     Components,
     byte_level_tokenizer,
     chatml,
     flow_scheduler,
+    stock_module,
 )
 from cosmos3_ros.engine.recipe import Recipe
 from cosmos3_ros.engine.session import Contract
 from cosmos3_ros.export_command import body_of
 from cosmos3_ros.policy.embodiment import Embodiment
 from cosmos3_ros.policy.prompt import caption
+from cosmos3_ros.processes import alone_in
 from cosmos3_ros.training.bars import Bar
 from cosmos3_ros.training.begin import (
     require_compiler,
@@ -46,6 +48,7 @@ from cosmos3_ros.training.begin import (
 from cosmos3_ros.training.captions import train_tokenizer
 from cosmos3_ros.training.dataset import Clip, Demonstrations
 from cosmos3_ros.training.episodes import instructions_of, make_episodes
+from cosmos3_ros.training.fitting import filmed, require_fitting_model, require_memory
 from cosmos3_ros.training.flow import Texts, make_texts
 from cosmos3_ros.training.latents import LATENTS, encode
 from cosmos3_ros.training.policy import Clips, new_transformer, train_policy
@@ -105,13 +108,14 @@ def train(
         instructions = instructions_of(settings.data.episodes, settings.seed)
     else:
         shown = Demonstrations(dataset, embodiment, contract)
-        _held_out(len(shown), settings)
+        require_memory(shown, _held_out(len(shown), settings), settings, contract)
         instructions = sorted({said for episode in shown.instructions for said in episode})
     chats = _chats(instructions, embodiment, contract)
     tokenizer = train_tokenizer(chats, settings.vocabulary)
     bare = chatml(tokenizer_object=tokenizer)
     contract = make_contract(recipe, body, components_of(recipe, transformer, vae, bare))
     texts = make_texts(instructions, embodiment, contract, tokenizer)
+    require_fitting_model(recipe, vae, transformer, texts, contract)
     begun = _Begun(
         recipe=recipe,
         embodiment=embodiment,
@@ -228,8 +232,10 @@ def new_vae(recipe: Recipe, seed: int) -> AutoencoderKLWan:
     """A VAE of random weights to begin with; its latents are not normalised yet."""
     torch.manual_seed(seed)
     config = recipe.model.vae
-    plain = {"latents_mean": [0.0] * config["z_dim"], "latents_std": [1.0] * config["z_dim"]}
-    return AutoencoderKLWan(**plain, **config)
+    z_dim = config.get("z_dim", 16)  # diffusers' own default
+    plain = {"latents_mean": [0.0] * z_dim, "latents_std": [1.0] * z_dim}
+    vae: AutoencoderKLWan = stock_module("vae", AutoencoderKLWan, plain | config)
+    return vae
 
 
 def components_of(
@@ -272,10 +278,10 @@ def _chats(instructions: list[str], embodiment: Embodiment, contract: Contract) 
 
 def _films(shown: Demonstrations, held_out: range, settings: TrainingSettings) -> list[np.ndarray]:
     """Canvases of some episodes, spread over those that are trained on."""
-    count = min(settings.vae.episodes, held_out.start)
+    chosen = filmed(held_out, settings)
     films = []
-    with Bar("videos", "episode", count) as bar:
-        for index in np.linspace(0, held_out.start - 1, count).astype(int).tolist():
+    with Bar("videos", "episode", len(chosen)) as bar:
+        for index in chosen:
             films.append(shown.canvases(index))
             bar.update()
     return films

@@ -111,6 +111,14 @@ class Progress:
             self.save()
 
     def save(self) -> None:
+        """Raises TrainingError where what would be saved is not finite, or cannot be written; what
+        was saved before is left alone then."""
+        if not _is_finite(self._state()):
+            raise TrainingError(
+                f"the training of '{self.stage.name}' has diverged by step {self.step}: its "
+                f"weights are not finite; see '{self.stage.curve_file}'. What was saved before is "
+                "there still, and leads there again: begin another run with a lower learning rate"
+            )
         saved = {"state": self._state(), "step": self.step, "seconds": self.seconds}
         partial = self.stage.state_file.with_suffix(".partial")
         try:
@@ -163,6 +171,15 @@ class Stopwatch:
         now = time.monotonic()
         self.seconds, self._since = self.seconds + now - self._since, now
         write_json(self._file, {"seconds": round(self.seconds, 1)})
+
+
+def _is_finite(state: Any) -> bool:
+    """Whether every number of nested mappings and lists of tensors is."""
+    if isinstance(state, torch.Tensor):
+        return bool(torch.isfinite(state).all())
+    if isinstance(state, Mapping):
+        return all(map(_is_finite, state.values()))
+    return not isinstance(state, list | tuple) or all(map(_is_finite, state))
 
 
 def read_curve(file: Path) -> list[dict[str, float]]:

@@ -54,7 +54,8 @@ def test_diffusers_reads_it_shard_by_shard(checkpoint: Path) -> None:
     index = json.loads((checkpoint / "transformer" / INDEX).read_text())
     shards = sorted((checkpoint / "transformer").glob("*.safetensors"))
     assert len(shards) == len(set(index["weight_map"].values())) > 3
-    assert all(shard.stat().st_size < 300_000 or len(shards) > 1 for shard in shards)
+    # A shard is closed when it is full; one tensor may be larger than that.
+    assert sorted(shard.stat().st_size for shard in shards)[len(shards) // 2] < 400_000
     for model, part in ((Cosmos3OmniTransformer, "transformer"), (AutoencoderKLWan, "vae")):
         loaded = model.from_pretrained(checkpoint / part, torch_dtype=torch.float32)
         assert all(torch.isfinite(tensor).all() for tensor in loaded.state_dict().values())

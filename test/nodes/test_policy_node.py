@@ -171,6 +171,7 @@ def test_compressed_pictures_are_taken_where_that_is_asked(
         world.compressed.publish(message)
 
     world.send_until(lambda: bool(world.chunks), "a chunk came", send)
+    assert world.images.get_subscription_count() == 0, "of the raw ones"
 
 
 def test_the_gripper_can_come_from_its_own_topic(make_world: Callable[..., World]) -> None:

@@ -82,6 +82,7 @@ def test_everything_that_is_sent_is_in_the_bag_in_its_order(peer: Node, tmp_path
         assert [m.decoded().data for m in bag.messages(["/words"])] == [
             f"word {i}" for i in range(60)
         ]
+        assert bag.topics["/picture"].count == 60
         for i, message in enumerate(bag.messages(["/picture"])):
             # Stamps stay; log time is wall time.
             assert message.stamp_ns == i * 1_000_000_000

@@ -38,6 +38,7 @@ from cosmos3_ros.policy.embodiment import (
 )
 from cosmos3_ros.policy.prompt import PromptError
 from cosmos3_ros.replay.episode import LeRobotError
+from cosmos3_ros.training import fitting
 from cosmos3_ros.training.dataset import ACTION, STATE
 from cosmos3_ros.training.run import train
 from cosmos3_ros.training.runs import TrainingError
@@ -182,7 +183,7 @@ def test_a_run_whose_data_set_has_another_row_or_video_is_refused_and_names_the_
 
 def test_what_matters_to_an_export_or_a_controller_alone_makes_no_other_run(finished: Path) -> None:
     recipe = replace(
-        small_recipe(finished), prefix="held", precision="bf16", opset=23, description="slower"
+        small_recipe(finished), prefix="clean", precision="bf16", opset=23, description="slower"
     )
     recipe = replace(recipe, steps=recipe.steps + 1, guidance=3.0)
     robot = gripper(hysteresis=0.3)(channel(0, lower=-1.0, velocity=0.5)(PICO_PANDA))
@@ -416,6 +417,51 @@ def test_a_recipe_without_a_model_or_a_training_section_is_refused(tmp_path: Pat
         begun(tmp_path, replace(recipe, training={}))
     with pytest.raises(RecipeError, match="names no model to train"):
         begun(tmp_path, replace(recipe, model=replace(recipe.model, random_seed=3)))
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "message"),
+    [
+        ("vae", {"z_dim": 16}, "model.vae and model.transformer do not fit each other, or the can"),
+        ("transformer", {"patch_latent_dim": 64}, "model.vae and model.transformer do not fit"),
+        ("vae", {"temperal_downsample": [False, False, True]}, "model.vae"),
+        ("vae", {"wings": 2}, "model.vae: .*'wings'; expected arguments of diffusers' Autoencoder"),
+        ("transformer", {"wings": 2}, "model.transformer: .*'wings'; expected arguments of diff"),
+    ],
+)
+def test_a_model_that_does_not_fit_itself_is_refused_before_anything_is_made(
+    tmp_path: Path, part: str, changes: dict[str, Any], message: str
+) -> None:
+    recipe = small_recipe(tmp_path)
+    config = {**getattr(recipe.model, part), **changes}
+    recipe = replace(recipe, model=replace(recipe.model, **{part: config}))
+    write_demonstrations(tmp_path / "data")
+    with pytest.raises(RecipeError, match=message):
+        begun(tmp_path, recipe)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_tokenizer_that_a_training_does_not_make_is_refused(tmp_path: Path) -> None:
+    recipe = small_recipe(tmp_path)
+    recipe = replace(recipe, model=replace(recipe.model, tokenizer="byte_level"))
+    with pytest.raises(RecipeError, match="has model.tokenizer byte_level; a training makes one"):
+        begun(tmp_path, recipe)
+
+
+def test_a_data_set_that_memory_has_no_room_for_is_refused_with_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_demonstrations(tmp_path / "data")
+    monkeypatch.setattr(fitting, "available_bytes", lambda: 5e5)
+    said = "training.vae.episodes is 3, which takes 0.0 GB of memory with this data set"
+    with pytest.raises(TrainingError, match=said):
+        begun(tmp_path, small_recipe(tmp_path))
+    # 3 episodes of 22 frames of 96 x 48 pixels fit, 8 clips of latents do not.
+    monkeypatch.setattr(fitting, "available_bytes", lambda: 1e6)
+    said = "training.data.clips_per_episode is 2000, which takes "
+    with pytest.raises(TrainingError, match=said):
+        begun(tmp_path, small_recipe(tmp_path, data={"clips_per_episode": 2000}))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_missing_compiler_is_told_before_anything_is_trained(

@@ -22,6 +22,7 @@ from training_parts import (
     TASKS_FILE,
     edited,
     index_first,
+    layout,
     point,
     recording,
     replaced,
@@ -34,6 +35,8 @@ from cosmos3_ros.engine.session import Contract
 from cosmos3_ros.policy.embodiment import EmbodimentError, load_embodiment
 from cosmos3_ros.replay.episode import LeRobotError, load_dataset, load_episode, load_episodes
 from cosmos3_ros.training.dataset import ACTION, STATE, Clip, Demonstrations
+from cosmos3_ros.training.dataset_writer import finish, write_file
+from cosmos3_ros.training.latents import _cut_out
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +58,68 @@ def test_demonstrations_are_what_was_recorded(tmp_path: Path, contract: Contract
             cell = canvases[:, view.y : view.y + view.height, view.x : view.x + view.width]
             off = cell.astype(float) - np.stack(recorded.frames[view.name])
             assert np.abs(off).mean() < 2, "the video is near to lossless"
+
+
+def test_every_picture_stands_beside_its_own_row(tmp_path: Path, contract: Contract) -> None:
+    """Each frame is as bright as its number, in every episode of a video they share."""
+
+    def bright(frame: int) -> int:
+        return 20 + 10 * frame
+
+    made = []
+    for i in range(4):
+        plain = recording(i, TASKS[0])
+        frames = {
+            view.name: [
+                np.full((view.height, view.width, 3), bright(frame), np.uint8)
+                for frame in range(FRAMES)
+            ]
+            for view in PICO_PANDA.cameras
+        }
+        made.append(replace(plain, frames=frames))
+    for index, part in enumerate((made[:3], made[3:])):
+        write_file(tmp_path / "data", layout(), index, part)
+    finish(tmp_path / "data", layout(), 2)
+    shown = Demonstrations(tmp_path / "data", PICO_PANDA, contract)
+    for episode in range(4):
+        found = shown.canvases(episode).mean((1, 2, 3))
+        np.testing.assert_allclose(found, [bright(frame) for frame in range(FRAMES)], atol=3)
+    clips = [Clip(1, 3), Clip(1, 5), Clip(3, 0)]
+    for clip, pictures in zip(clips, _cut_out(shown, clips), strict=True):
+        assert len(pictures) == contract.chunk + 1
+        for row, frame in ((0, clip.first), (-1, clip.first + contract.chunk)):
+            assert pictures[row].mean() == pytest.approx(bright(frame), abs=3)
+        np.testing.assert_array_equal(shown.rows(clip)[0], shown.states[clip.episode][clip.first])
+
+
+def test_channels_are_read_in_their_own_order(tmp_path: Path, contract: Contract) -> None:
+    """The gripper may stand anywhere among them."""
+    assert PICO_PANDA.gripper is not None
+    turned = (PICO_PANDA.channels[-1], *PICO_PANDA.channels[:-1])
+    robot = replace(PICO_PANDA, channels=turned)
+    names = (PICO_PANDA.gripper.joint, *PICO_PANDA.joints)
+    write_demonstrations(tmp_path / "other")
+    with pytest.raises(LeRobotError, match=f"expected {', '.join(names)}"):
+        Demonstrations(tmp_path / "other", robot, contract)
+
+
+def test_two_videos_of_one_name_are_refused(tmp_path: Path, contract: Contract) -> None:
+    path = write_demonstrations(tmp_path / "data")
+    info = json.loads((path / "meta" / "info.json").read_text())
+    depth = info["features"]["observation.images.wrist"]
+    info["features"]["observation.depth.wrist"] = depth
+    (path / "meta" / "info.json").write_text(json.dumps(info))
+    with pytest.raises(LeRobotError, match="observation.depth.wrist, both of them 'wrist'; expect"):
+        Demonstrations(path, PICO_PANDA, contract)
+
+
+def test_pictures_in_columns_are_not_read(tmp_path: Path) -> None:
+    path = write_demonstrations(tmp_path / "data")
+    pictures = pa.array([{"bytes": b"png", "path": "a"}] * 44)
+    edited(path, lambda table: table.append_column("observation.images.tactile", pictures), FIRST)
+    episode = load_episodes(load_dataset(path))[0]
+    assert "observation.images.tactile" not in episode.rows.column_names
+    assert STATE in episode.rows.column_names
 
 
 def test_all_episodes_are_what_they_are_one_by_one(tmp_path: Path) -> None:

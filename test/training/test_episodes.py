@@ -19,7 +19,7 @@ from cosmos3_ros.replay.bags import open_bag
 from cosmos3_ros.replay.episode import LeRobotError, load_dataset, load_episodes
 from cosmos3_ros.sim.world import GRIPPER_JOINT, JOINTS, STEPS_PER_FRAME, World
 from cosmos3_ros.training import episodes as module
-from cosmos3_ros.training.dataset_writer import is_written
+from cosmos3_ros.training.dataset_writer import _part, is_written
 from cosmos3_ros.training.episodes import demonstrations, layout, make_episodes
 
 EXPERTS_EPISODES = 40
@@ -91,11 +91,25 @@ def test_demonstrations_leave_the_cube_they_begin_on_for_the_one_that_is_named()
     raise AssertionError(f"{left} of 120 demonstrations began on another cube")
 
 
+def make_a_file_each(tmp_path: Path) -> list[str]:
+    """A program that makes demonstrations, each in a file of its own: its arguments are folder,
+    episodes, seed and processes."""
+    script = (
+        "from cosmos3_ros.training import episodes\nimport sys\nfrom pathlib import Path\n"
+        # Workers are fresh interpreters, which have to be told of the size of a file, too.
+        "episodes.EPISODES_PER_FILE = 1\nif __name__ == '__main__':\n"
+        "    episodes.make_episodes(Path(sys.argv[1]), *map(int, sys.argv[2:]))\n"
+    )
+    (tmp_path / "make.py").write_text(script)
+    return [sys.executable, str(tmp_path / "make.py")]
+
+
 def test_demonstrations_are_the_same_every_time_and_of_every_number_of_processes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
     for name, processes in (("one", 1), ("two", 2)):
-        make_episodes(tmp_path / name, 3, seed=5, processes=processes)
+        words = [str(tmp_path / name), "3", "5", str(processes)]
+        subprocess.run([*make_a_file_each(tmp_path), *words], check=True, timeout=300)
     one, two = (load_episodes(load_dataset(tmp_path / name)) for name in ("one", "two"))
     assert len(one) == len(two) == 3
     for a, b in zip(one, two, strict=True):
@@ -109,16 +123,7 @@ def test_demonstrations_are_the_same_every_time_and_of_every_number_of_processes
 
 def test_a_killed_run_goes_on_with_what_is_missing(tmp_path: Path) -> None:
     out = tmp_path / "data"
-    script = (
-        "from cosmos3_ros.training import episodes\nimport sys\nfrom pathlib import Path\n"
-        "if __name__ == '__main__':\n"
-        "    episodes.EPISODES_PER_FILE = 1\n"
-        "    episodes.make_episodes(Path(sys.argv[1]), 6, 2, 1)\n"
-    )
-    file = tmp_path / "make.py"
-    # Workers are fresh interpreters, which have to be told of the size of a file, too.
-    file.write_text(script.replace("if __name__", "episodes.EPISODES_PER_FILE = 1\nif __name__"))
-    command = [sys.executable, str(file), str(out)]
+    command = [*make_a_file_each(tmp_path), str(out), "6", "2", "1"]
     process = subprocess.Popen(command, start_new_session=True)
     deadline = time.monotonic() + 60
     while not is_written(out, 1):
@@ -129,6 +134,9 @@ def test_a_killed_run_goes_on_with_what_is_missing(tmp_path: Path) -> None:
     assert not (out / "meta" / "info.json").exists(), "half a data set never looks whole"
     before = {path: path.stat().st_mtime_ns for path in out.rglob("file-000.mp4")}
     assert before
+    # One that the machine was switched off over: it is made again.
+    _part(out, 1).write_bytes(b"")
+    assert not is_written(out, 1)
     subprocess.run(command, check=True, timeout=300)
     assert {path: path.stat().st_mtime_ns for path in before} == before, "made twice"
     assert len(load_episodes(load_dataset(out))) == 6

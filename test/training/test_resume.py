@@ -150,12 +150,29 @@ def go_on(finished: Path, run: Path) -> Path:
 
 
 def test_a_run_that_lacks_its_checkpoint_alone_trains_nothing_again(
-    finished: Path, run: Path
+    finished: Path, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = (run / "latents" / "000000.npy").stat().st_mtime_ns
     go_on(finished, run)
     assert weights(run) == weights(finished / "run")
     assert (run / "latents" / "000000.npy").stat().st_mtime_ns == before
+    assert capsys.readouterr().err.count("goes on after 4 of 4 steps") == 2
+
+
+def test_a_training_that_has_diverged_says_so_and_leaves_what_was_saved_before(
+    tmp_path: Path,
+) -> None:
+    weight = torch.ones(2)
+    stage = Stage(tmp_path, "policy")
+    progress = Progress(stage, lambda: {"weights": {"a": weight}, "more": [weight]}, lambda _: None)
+    progress.stepped(3)
+    progress.save()
+    before = stage.state_file.read_bytes()
+    weight[1] = float("nan")
+    progress.stepped(4)
+    with pytest.raises(TrainingError, match="training of 'policy' has diverged by step 4: its wei"):
+        progress.save()
+    assert stage.state_file.read_bytes() == before
 
 
 @pytest.mark.parametrize("stage", ["vae", "policy"])
