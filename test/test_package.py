@@ -231,6 +231,24 @@ def test_where_pip_fails_before_it_installs_the_environment_is_as_it_was(
     assert (tmp_path / ".installing").exists() == stays
 
 
+@pytest.mark.parametrize(
+    ("stamp", "asked", "enough"),
+    [
+        ("/v ros,sim,faults,export 1f", "ros,sim", True),
+        ("/v ros,sim 1f", "ros,sim", True),
+        ("/v ros,sim 1f", "ros,sim,faults", False),
+        ("/v ros,simulation 1f", "ros,sim", False),
+        ("/v ros,sim 1f", "ros 2e", False),
+        ("/w ros,sim 1f", "ros", False),
+        ("", "ros", False),
+    ],
+)
+def test_what_is_installed_is_enough_for_less(stamp: str, asked: str, enough: bool) -> None:
+    extras, _, requirements = asked.partition(" ")
+    script = f"VENV=/v; is_installed '{stamp}' '{extras}' '{requirements or '1f'}' && echo enough"
+    assert run_function(f"{script} || true") == ("enough\n" if enough else "")
+
+
 def test_a_library_that_is_there_for_two_architectures_is_not_missing() -> None:
     """As dpkg-query says it: one state after another, with nothing between them."""
     query = """

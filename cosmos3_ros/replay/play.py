@@ -246,6 +246,8 @@ def _wait(children: Children, child: Child, timeout_s: float, bar: tqdm) -> None
         elapsed_s = int(time.monotonic() - started_s)
         bar.update(min(elapsed_s, bar.total or elapsed_s) - bar.n)
         time.sleep(0.1)
+    if child.process.poll() is None:
+        raise child.failure(f"did not end within {timeout_s:g} s")
     children.wait(child, 0.0)
 
 
