@@ -20,6 +20,7 @@ from cosmos3_ros.control.admission import (
     require_in_time,
     require_reachable,
 )
+from cosmos3_ros.control.belief import Belief, leaps
 from cosmos3_ros.control.chunk import NS_PER_S, Chunk, ChunkRefused, Refusal
 from cosmos3_ros.control.clock import Clock
 from cosmos3_ros.control.commanded import Commanded
@@ -38,8 +39,6 @@ from cosmos3_ros.control.watchdog import (
 # The longest time one step of the limits may stand for: after a stall of the process or of the
 # clock the arm sets off from rest, it does not catch up in one leap.
 MAX_STEP_S = 0.1
-# What a robot does between two measurements is allowed for so long at least.
-_MEASURED_S = 0.05
 # From so far outside its position limits, as a share of their range, a robot moves back by itself.
 _AT_THE_LIMIT = 0.01
 # A measurement farther from the command than the arm travels in this time at its velocity limit is
@@ -141,8 +140,10 @@ class Controller:
         self._outside: Cause | None = None  # the last measurement was outside the limits
         self._astray: Cause | None = None  # it was far from the command of its time
         self._given_up: Cause | None = None  # why the last chunk was given up
-        self._believed = True  # what is measured may be the arm
+        self._belief = Belief(limits, self._follows_commands)
+        self._blocked = False  # since a chunk was given up for it, until the command is at the arm
         self._yielding = False  # the command goes back to where the arm is
+        self._unknown_ns = 0  # until then: what it did in a pause
         self._jumped: Cause | None = None
         self._stopped: Cause | None = None
 
@@ -206,15 +207,14 @@ class Controller:
         self._astray = self._found_astray(self._measured_ns)
         passed_s = (moment.steady_ns - self._found_ns) / NS_PER_S
         self._found_ns = moment.steady_ns
-        leapt = self._has_leapt(before, passed_s)
-        # No arm leaps: until it is found where it is commanded, somebody else may be measured.
-        self._believed = not leapt and (self._believed or self._astray is None)
-        if since_jump and leapt and self.clock.set_back_ns is not None:
+        self._belief.measure(self._measured, passed_s, near=self._astray is None)
+        put_elsewhere = np.any(leaps(self._limits, before, self._measured, passed_s))
+        if since_jump and put_elsewhere and self.clock.set_back_ns is not None:
             # By a simulator, which has put its gripper elsewhere, too: all begins from there.
             self._set_off_from(self._measured)
             self._kept = None
-        elif since_jump:
-            self._set_off_from_measured()
+        elif since_jump and self._is_elsewhere:
+            self._set_off_from(self._at_measured())
 
     def predates_jump(self, stamp_ns: int, moment: Moment) -> bool:
         """Whether what has this stamp was sent before the clock jumped, and arrived after it: the
@@ -268,7 +268,8 @@ class Controller:
         if self._planner_lacks:
             raise NotReady(f"the planner says: {self._planner_lacks}")
         self._stopped = None
-        self._set_off_anew(moment)
+        if (elsewhere := self._elsewhere(moment)) is not None:
+            self._set_off_from(elsewhere)
 
     def accept(self, chunk: Chunk, moment: Moment) -> None:
         """Let a chunk replace the present one from the next tick on.
@@ -284,8 +285,8 @@ class Controller:
         require_in_time(
             chunk, self._newest_plan_id, moment.now_ns, self._timeouts, self.clock.most_ahead_ns
         )
-        self._set_off_anew(moment)
-        here = self._here
+        elsewhere = self._elsewhere(moment)
+        here = self._here if elsewhere is None else elsewhere
         if here is None or self._measured_ns is None:
             raise ChunkRefused(
                 Refusal.NO_JOINTS,
@@ -293,6 +294,8 @@ class Controller:
                 "chunk",
             )
         require_reachable(chunk, here, moment.now_ns, self._limits, self._following)
+        if elsewhere is not None:
+            self._set_off_from(elsewhere)
         self._newest_plan_id = chunk.plan_id
         self._planner_ns = self._accepted_ns = moment.steady_ns
         if self._stopped is None:
@@ -312,7 +315,7 @@ class Controller:
         if paused:
             self._motion = self._after_pause(previous, passed_s)
             if self._told is not None:  # nothing is known of its way, to compare it with
-                self._astray = None
+                self._astray, self._unknown_ns = None, moment.now_ns
                 self._commanded.forget()
         began = self._pending
         if began is not None:
@@ -325,7 +328,7 @@ class Controller:
         if cause is None and before is not State.TRACKING and began is None:
             cause = self._cause_not_to_go_on(moment)
         if cause is not None and cause is self._astray and self._chunk is not None:
-            self._given_up = cause
+            self._given_up, self._blocked = cause, True
             self._forget_chunks()
         self._enter(cause)
         anew = self._anew or began is not None or self.state is not before or paused
@@ -407,7 +410,7 @@ class Controller:
             if blend_s > 0:
                 new = CrossFade(old, new, now_ns, blend_s, space, held)
         self._chunk, self._path = chunk, new
-        self._jumped = self._given_up = None
+        self._jumped, self._given_up, self._blocked = None, None, False
         # What was seen stays true of an arm that stands still until its plan starts.
         self._observed_ns = min(chunk.start_ns, now_ns)
 
@@ -448,16 +451,18 @@ class Controller:
     def _yields(self, moment: Moment) -> bool:
         """Since an arm that was following has been found to be blocked, until the command is where
         it is; by fresh joint states alone, of what may be the arm."""
-        given_up = self._given_up
-        blocked = given_up is not None and given_up.reason is Reason.NOT_FOLLOWING
-        if self._motion is None or self._measured_ns is None or not blocked:
+        if not self._blocked or self._motion is None:
             return False
-        age_ns = moment.now_ns - self._measured_ns
-        if self._outside or not self._believed or age_ns > self._timeouts.joint_s * NS_PER_S:
+        if self._outside or not self._belief.holds or not self._is_fresh(moment):
             return False
-        if self._astray is not None:
-            return True
-        return self._yielding and self._is_off(self._motion.position, _THERE_S)
+        self._blocked = self._astray is not None or self._is_off(self._motion.position, _THERE_S)
+        return self._blocked
+
+    def _is_fresh(self, moment: Moment) -> bool:
+        """Whether the robot was measured lately, and not before it did what is not known."""
+        if self._measured_ns is None or self._measured_ns < self._unknown_ns:
+            return False
+        return moment.now_ns - self._measured_ns <= self._timeouts.joint_s * NS_PER_S
 
     def _signs(self, end_ns: int, observed_ns: int) -> Signs:
         return Signs(
@@ -526,7 +531,8 @@ class Controller:
     def _found_astray(self, measured_ns: int) -> Cause | None:
         """While a chunk is followed: an arm that is blocked would let the command run away."""
         commanded = self._commanded.at(measured_ns)
-        if commanded is None or self._measured is None or self._following.open_loop:
+        known = measured_ns >= self._unknown_ns and not self._following.open_loop
+        if commanded is None or self._measured is None or not known:
             return None
         space, following = self._limits.space, self._following
         beyond = following.beyond_jump(self._measured, commanded, space)
@@ -541,39 +547,35 @@ class Controller:
             f"{part}; expected at most {following.jump[part]:g}",
         )
 
-    def _set_off_anew(self, moment: Moment) -> None:
-        """Before an arm that is held goes on: it may have been moved, or have stayed behind.
+    def _elsewhere(self, moment: Moment) -> np.ndarray | None:
+        """Where an arm that is held sets off from before it goes on [width], for it was moved, or
+        has stayed behind; None: from its command.
 
         Only by what was measured since the command rests, or goes back to the arm: before, the arm
         was on its way there.
         """
         rests = self.is_at_rest and not self._commanded.has_changed
         idle = self.state is not State.TRACKING and self._stopped is None
-        if not idle or self._measured_ns is None or not (rests or self._yielding):
-            return
-        if moment.now_ns - self._measured_ns <= self._timeouts.joint_s * NS_PER_S:
-            self._set_off_from_measured()
+        if not idle or not self._is_fresh(moment) or not (rests or self._yielding):
+            return None
+        return self._at_measured() if self._is_elsewhere else None
 
-    def _set_off_from_measured(self) -> None:
-        """An arm that is elsewhere is commanded to be where it is, at rest."""
-        motion, measured = self._motion, self._measured
-        if motion is None or measured is None:
-            return
-        if not (self._yielding or self._is_off(motion.position, _ELSEWHERE_S)):
-            return
-        self._set_off_from(np.where(self._follows_commands, measured, motion.position))
+    @property
+    def _is_elsewhere(self) -> bool:
+        motion = self._motion
+        return motion is not None and (
+            self._yielding or self._is_off(motion.position, _ELSEWHERE_S)
+        )
+
+    def _at_measured(self) -> np.ndarray:
+        """The command, its channels that are measured where they are commanded where they are."""
+        assert self._motion is not None and self._measured is not None
+        return np.where(self._follows_commands, self._measured, self._motion.position)
 
     def _set_off_from(self, position: np.ndarray) -> None:
         self._motion, self._anew, self._astray = self._limits.at_rest(position), True, None
-        self._yielding, self._told = False, None
+        self._yielding, self._blocked, self._told = False, False, None
         self._commanded.forget()
-
-    def _has_leapt(self, before: np.ndarray | None, passed_s: float) -> bool:
-        """Whether it is measured where it cannot have moved to since it was ``before``."""
-        if before is None or self._measured is None:
-            return False
-        apart = np.abs(self._limits.space.difference(self._measured, before))
-        return bool(np.any(apart > self._limits.velocity * max(passed_s, _MEASURED_S)))
 
     def _watch_clock(self, moment: Moment) -> None:
         """Notice a jump of the clock before anything is done with its time."""
@@ -587,4 +589,5 @@ class Controller:
         self._anew, self._told = True, None
         self._newest_plan_id = 0
         self._measured_ns = self._astray = None
+        self._unknown_ns = 0
         self._commanded.forget()

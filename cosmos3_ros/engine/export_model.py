@@ -172,7 +172,7 @@ def stock_module(part: str, module_class: Any, config: dict[str, Any]) -> Any:
     """A stock module of a recipe's configuration. Raises RecipeError for keys it does not know."""
     try:
         return module_class(**config)
-    except TypeError as error:
+    except (TypeError, ValueError, IndexError) as error:
         raise RecipeError(
             f"model.{part}: {error}; expected arguments of diffusers' {module_class.__name__}"
         ) from error

@@ -231,12 +231,17 @@ def _data_files(dataset: Dataset, metas: list[dict[str, Any]]) -> dict[tuple[int
 
 def _numbers_of(file: Path) -> pa.Table:
     """A file's rows without pictures, which may stand in columns and would all be in memory."""
-    kept = [
-        field.name
-        for field in pq.read_schema(file)
-        if not (pa.types.is_struct(field.type) or pa.types.is_binary(field.type))
-    ]
+    kept = [field.name for field in pq.read_schema(file) if not _holds_pictures(field.type)]
     return pq.read_table(file, columns=kept)
+
+
+def _holds_pictures(kind: pa.DataType) -> bool:
+    if pa.types.is_nested(kind) and not pa.types.is_struct(kind):
+        return _holds_pictures(kind.field(0).type)
+    if pa.types.is_dictionary(kind):
+        return _holds_pictures(kind.value_type)
+    of_bytes = pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary
+    return pa.types.is_struct(kind) or any(of(kind) for of in of_bytes)
 
 
 def _rows_of(table: pa.Table, index: int) -> pa.Table:

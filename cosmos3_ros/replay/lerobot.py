@@ -119,7 +119,14 @@ def choose_cameras(episode: Episode, selection: list[str] | None) -> dict[str, s
                 f"disk are {', '.join(there) or 'none'}; take those that are there with "
                 "--camera KEY=NAME, or get the missing videos"
             )
-        return {key: camera_name(key) for key in keys}
+        named = {key: camera_name(key) for key in keys}
+        twice = [name for name in named.values() if list(named.values()).count(name) > 1]
+        if twice:
+            raise LeRobotError(
+                f"data set '{episode.dataset.path}' has two cameras '{twice[0]}' among "
+                f"{', '.join(keys)}; take one of them with --camera KEY=NAME"
+            )
+        return named
     chosen: dict[str, str] = {}
     for entry in selection:
         short, _, name = entry.partition("=")
@@ -258,12 +265,15 @@ def _motion(
     embodiment: Embodiment,
     advice: str,
 ) -> Motion:
-    """Joints of one column; the gripper from its own, or as the last value of the joints'."""
+    """Joints of one column; the gripper from its own, or from where its channel stands."""
     values = episode.numbers(column)
-    gripper = embodiment.gripper
+    gripper, channels = embodiment.gripper, embodiment.channel_names
     gripper_column = _first_there(episode, gripper_columns) if gripper else None
     if gripper_column and values.shape[1] == len(arm):
         values = np.hstack([values, episode.numbers(gripper_column)])
+    elif gripper and values.shape[1] == len(channels) == len(arm) + 1:
+        index = channels.index(gripper.channel)
+        values = np.column_stack([np.delete(values, index, 1), values[:, index]])
     names = arm if gripper is None else (*arm, gripper.joint)
     if values.shape[1] != len(names):
         found = episode.numbers(column).shape[1]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,8 +71,8 @@ def is_written(path: Path, file_index: int) -> bool:
     """Whether a file of episodes is complete; one that is damaged is none."""
     try:
         with np.load(_part(path, file_index)) as part:
-            return {"states", "actions", "lengths", "tasks"} <= set(part.files)
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile):
+            return all(part[name] is not None for name in ("states", *part.files))
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error):
         return False
 
 

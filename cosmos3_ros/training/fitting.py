@@ -29,10 +29,19 @@ def filmed(held_out: range, settings: TrainingSettings) -> list[int]:
 
 
 def require_memory(
-    shown: Demonstrations, held_out: range, settings: TrainingSettings, contract: Contract
+    shown: Demonstrations,
+    held_out: range,
+    settings: TrainingSettings,
+    contract: Contract,
+    *,
+    filmed_already: bool,
 ) -> None:
-    """Raises TrainingError where canvases or latents of a data set would not fit in memory."""
-    frames = sum(len(shown.states[episode]) for episode in filmed(held_out, settings))
+    """Raises TrainingError where canvases or latents of demonstrations would not fit in memory.
+
+    ``filmed_already``: the VAE is trained, no canvases are held any more.
+    """
+    episodes = [] if filmed_already else filmed(held_out, settings)
+    frames = sum(len(shown.states[episode]) for episode in episodes)
     canvases = frames * contract.canvas_height * contract.canvas_width * 3
     clips = len(shown) * settings.data.clips_per_episode
     latents = clips * math.prod(contract.latent_shape) * _LATENT_BYTES
@@ -65,7 +74,7 @@ def require_fitting_model(
             rows = torch.zeros(1, contract.rows, contract.width)
             first = torch.zeros(1, dtype=torch.long)
             flow(texts[first], first, latents, rows, torch.ones_like(rows[..., :1]), first.float())
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, IndexError) as error:
         raise RecipeError(
             f"recipe '{recipe.name}': model.vae and model.transformer do not fit each other, or "
             f"the canvas: {error}"

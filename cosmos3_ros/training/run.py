@@ -108,7 +108,7 @@ def train(
         instructions = instructions_of(settings.data.episodes, settings.seed)
     else:
         shown = Demonstrations(dataset, embodiment, contract)
-        require_memory(shown, _held_out(len(shown), settings), settings, contract)
+        _require_memory(shown, settings, contract, out)
         instructions = sorted({said for episode in shown.instructions for said in episode})
     chats = _chats(instructions, embodiment, contract)
     tokenizer = train_tokenizer(chats, settings.vocabulary)
@@ -166,6 +166,7 @@ def _go_through_stages(begun: _Begun, out: Path, threads: int, compiled: bool) -
         demonstrations = out / _EPISODES
         make_episodes(demonstrations, settings.data.episodes, settings.seed, threads, made.keep)
         shown = Demonstrations(demonstrations, embodiment, contract)
+        _require_memory(shown, settings, contract, out)
     held_out = _held_out(len(shown), settings)
     policy_stage = Stage(out, "policy")
     vae_stage = Stage(out, "vae", later=(LATENTS, policy_stage.state_file.name))
@@ -256,6 +257,13 @@ def components_of(
         source="training",
         hash_weights=lambda: "",
     )
+
+
+def _require_memory(
+    shown: Demonstrations, settings: TrainingSettings, contract: Contract, out: Path
+) -> None:
+    held_out, filmed_already = _held_out(len(shown), settings), (out / LATENTS).is_dir()
+    require_memory(shown, held_out, settings, contract, filmed_already=filmed_already)
 
 
 def _held_out(episodes: int, settings: TrainingSettings) -> range:

@@ -371,6 +371,24 @@ def test_an_arm_that_obeyed_through_a_pause_is_not_taken_for_one_that_does_not_f
     assert arm.reason is Reason.OVERRUN and arm.controller.plan_id == 1
 
 
+def test_after_a_pause_what_was_measured_before_it_is_not_where_the_arm_is() -> None:
+    arm = Arm()
+    arm.tick()
+    fast = np.minimum(0.5 + np.arange(1, 16) * 0.3, 2.0)
+    arm.follow(arm.plan(1, np.column_stack((fast, np.zeros(15)))))
+    arm.run(0.3)
+    told_ahead(arm)
+    before = arm.position - [0.1, 0.0]
+    arm.controller.measure(before, arm.now_ns - ns(0.02), arm.moment)
+    arm.measuring = False
+    arm.pass_by(ns(0.2))
+    here = arm.tick().positions
+    arm.controller.measure(before, arm.now_ns - ns(0.2), arm.moment)  # it was in a queue
+    assert arm.reason is Reason.OVERRUN
+    arm.controller.accept(arm.plan(2, [here + np.array([0.1, 0.0])] * 10), arm.moment)
+    assert abs(arm.tick().positions[0] - here[0]) < 4.0 * 0.02 + 1e-9
+
+
 def test_a_measurement_that_is_not_finite_is_ignored() -> None:
     arm = Arm()
     arm.controller.measure(np.array([np.nan, 0.0]), START_NS, arm.moment)

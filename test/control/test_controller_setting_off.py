@@ -281,6 +281,49 @@ def test_one_wrong_measurement_of_an_arm_at_rest_moves_it_hardly() -> None:
     assert np.abs(path(commands) - 0.5).max() < 0.05
 
 
+def yielded(arm: Arm, *found: list[float]) -> float:
+    """Where the command of a blocked arm ends, that is measured so before it is at HOME."""
+    for position in found:
+        arm.position = np.array(position)
+        arm.tick()
+    for _ in range(100):
+        arm.position = HOME
+        arm.tick()
+    return float(arm.position[0])
+
+
+def test_whatever_is_said_or_measured_besides_a_blocked_arm_is_not_pressed_on() -> None:
+    arm = blocked_arm()
+    arm.controller.instruct("")
+    assert yielded(arm) == pytest.approx(0.5, abs=0.1), "ended by an empty instruction"
+    for odd in ([[0.5, 1.0]] * 3, [[-1.5, 0.0]], [[0.5, 0.0]] * 20 + [[-1.5, 0.0]]):
+        assert yielded(blocked_arm(), *odd) == pytest.approx(0.5, abs=0.1), odd
+
+
+def test_once_a_blocked_arm_is_free_a_stop_stays_where_it_is() -> None:
+    for silent_s in (0.0, 1.0):
+        arm = blocked_arm()
+        rest = yielded(arm)
+        arm.controller.stop("the button")
+        arm.measuring = False
+        arm.run(silent_s)
+        arm.measuring = True
+        for turn in range(150):
+            # Pushed slowly by hand; or a driver that was silent, and says something else.
+            arm.position = np.array([-1.9 if silent_s else 0.5 - 0.01 * turn, 0.0])
+            assert arm.tick().positions[0] == pytest.approx(rest, abs=1e-9)
+
+
+def test_a_chunk_that_is_refused_sets_nothing_off() -> None:
+    arm = Arm()
+    arm.run(0.5)
+    bag = np.array([-1.5, 0.0])
+    arm.controller.measure(bag, arm.now_ns, arm.moment)
+    assert arm.refusal_of(arm.plan(1, [[0.5, 0.0]] * 10)) is Refusal.JUMP
+    arm.measuring = False
+    assert arm.tick().positions.tolist() == HOME.tolist()
+
+
 @pytest.mark.parametrize("blocked", [False, True])
 def test_a_stopped_arm_does_not_go_after_joint_states_that_leap(blocked: bool) -> None:
     """Of another robot, a bag that somebody plays, or a driver that has restarted."""

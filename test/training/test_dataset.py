@@ -34,6 +34,7 @@ from training_parts import (
 from cosmos3_ros.engine.session import Contract
 from cosmos3_ros.policy.embodiment import EmbodimentError, load_embodiment
 from cosmos3_ros.replay.episode import LeRobotError, load_dataset, load_episode, load_episodes
+from cosmos3_ros.replay.lerobot import _motion
 from cosmos3_ros.training.dataset import ACTION, STATE, Clip, Demonstrations
 from cosmos3_ros.training.dataset_writer import finish, write_file
 from cosmos3_ros.training.latents import _cut_out
@@ -101,6 +102,20 @@ def test_channels_are_read_in_their_own_order(tmp_path: Path, contract: Contract
     write_demonstrations(tmp_path / "other")
     with pytest.raises(LeRobotError, match=f"expected {', '.join(names)}"):
         Demonstrations(tmp_path / "other", robot, contract)
+
+
+def test_a_bag_has_the_gripper_where_its_channel_stands(tmp_path: Path) -> None:
+    assert PICO_PANDA.gripper is not None
+    turned = (PICO_PANDA.channels[-1], *PICO_PANDA.channels[:-1])
+    episode = load_episodes(load_dataset(write_demonstrations(tmp_path / "data")))[0]
+    values = episode.numbers(STATE)
+    for channels, first in ((PICO_PANDA.channels, 7), (turned, 0)):
+        robot = replace(PICO_PANDA, channels=channels)
+        motion = _motion(episode, STATE, (), robot.joints, robot, "")
+        assert motion.names == (*robot.joints, PICO_PANDA.gripper.joint)
+        np.testing.assert_array_equal(motion.positions[:, :7], np.delete(values, first, 1))
+        finger = PICO_PANDA.gripper.joint_position(float(values[0, first]))
+        assert motion.positions[0, 7] == pytest.approx(finger)
 
 
 def test_two_videos_of_one_name_are_refused(tmp_path: Path, contract: Contract) -> None:
