@@ -144,10 +144,8 @@ def _model(folder: Path) -> tuple[Path, Path]:
     arm = yaml.safe_load(resource("config", "embodiments", f"{EMBODIMENT}.yaml").read_text())
     arm["name"] = "bench_arm"
     for channel in arm["channels"]:
-        for limit in ("lower", "upper"):
-            channel.pop(limit, None)
         # So wide that whatever the random model plans is followed.
-        channel |= {"velocity": 1e3, "acceleration": 1e6, "jump": 1e3}
+        channel |= {"lower": -1e3, "upper": 1e3, "velocity": 1e3, "acceleration": 1e6, "jump": 1e3}
     arm["cameras"] = [
         {"name": name, "x": x, "y": y, "width": width, "height": width * 3 // 4}
         for name, x, y, width in CELLS

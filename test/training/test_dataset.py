@@ -398,7 +398,7 @@ def test_cameras_that_the_embodiment_looks_for_and_that_are_not_there_are_named(
     info = json.loads((path / "meta" / "info.json").read_text())
     info["features"]["observation.images.top"] = info["features"].pop("observation.images.wrist")
     (path / "meta" / "info.json").write_text(json.dumps(info))
-    assert "has cameras exterior, top; expected exterior, wrist" in refusal(path, contract)
+    assert "has cameras exterior, top as video; expected exterior, wrist" in refusal(path, contract)
 
 
 def test_an_episode_without_an_instruction_is_refused(tmp_path: Path, contract: Contract) -> None:
