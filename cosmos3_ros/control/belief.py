@@ -24,19 +24,28 @@ def leaps(
 
 class Belief:
     """Lost by a leap; won back where the robot is found near its command, or within reach of where
-    it was believed to be last. ``holds``: what is measured may be the robot."""
+    it was believed to be. ``holds``: what is measured may be the robot."""
 
     def __init__(self, limits: Limits, follows: np.ndarray) -> None:
         """``follows`` [width]: channels that are measured where they are commanded."""
         self._limits, self._parts = limits, limits.space.of_step(follows)
+        # Believed last, and before that: of a robot that tells its joints by halves, one of them
+        # is still as it was before the other half came.
+        self._last: np.ndarray | None = None
         self._before: np.ndarray | None = None
-        self._believed: np.ndarray | None = None
+        self._between_s = 0.0
         self.holds = True
 
     def measure(self, position: np.ndarray, passed_s: float, *, near: bool) -> None:
         """``passed_s``: since the last measurement. ``near``: it is near its command."""
-        since = self._before if self.holds or near else self._believed
-        self.holds = not np.any(leaps(self._limits, since, position, passed_s) & self._parts)
-        self._before = position
+        from_last = self._is_leap(self._last, position, passed_s)
+        # While it is not believed, no more time passes for what was.
+        from_before = self._is_leap(self._before, position, passed_s + self._between_s)
+        self.holds = near or not (from_last and from_before)
         if self.holds:
-            self._believed = position
+            self._before, self._last, self._between_s = self._last, position, passed_s
+
+    def _is_leap(self, since: np.ndarray | None, position: np.ndarray, passed_s: float) -> bool:
+        if since is None:
+            return self._last is not None  # there is nothing before the first
+        return bool(np.any(leaps(self._limits, since, position, passed_s) & self._parts))

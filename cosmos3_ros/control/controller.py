@@ -122,7 +122,8 @@ class Controller:
         self._commanded = Commanded(timeouts.joint_s)
         self._measured: np.ndarray | None = None
         self._measured_ns: int | None = None  # None: older than a jump of the clock
-        self._found_ns = 0  # steady; when that was
+        self._stamp_ns = 0  # of the last measurement, as it was given
+        self._found_ns = 0  # steady; when that came
         self._pending: Chunk | None = None  # accepted, taken over at the next tick
         self._chunk: Chunk | None = None  # in force
         self._path: Path | None = None
@@ -202,13 +203,17 @@ class Controller:
         # A gripper that is more than open is open.
         within = self._limits.clamp(positions)
         self._measured = np.where(self._following.held, within, positions)
-        # A stamp ahead of the clock would keep a dead source alive for longer than the timeout.
-        self._measured_ns = min(stamp_ns, moment.now_ns)
+        newer = self._measured_ns is None or stamp_ns > self._stamp_ns
+        if newer or stamp_ns < self._stamp_ns:
+            # A stamp ahead of the clock would keep a dead source alive for longer than the timeout.
+            self._stamp_ns, self._measured_ns = stamp_ns, min(stamp_ns, moment.now_ns)
+        assert self._measured_ns is not None
         self._astray = self._found_astray(self._measured_ns)
         passed_s = (moment.steady_ns - self._found_ns) / NS_PER_S
-        self._found_ns = moment.steady_ns
-        self._belief.measure(self._measured, passed_s, near=self._astray is None)
         put_elsewhere = np.any(leaps(self._limits, before, self._measured, passed_s))
+        if newer:  # and not the same joints again, with another gripper
+            self._found_ns = moment.steady_ns
+            self._belief.measure(self._measured, passed_s, near=self._astray is None)
         if since_jump and put_elsewhere and self.clock.set_back_ns is not None:
             # By a simulator, which has put its gripper elsewhere, too: all begins from there.
             self._set_off_from(self._measured)
@@ -237,11 +242,13 @@ class Controller:
         """The instruction in force: chunks of another one are refused from now on. An empty one
         ends what is followed; by another one it is, until the first chunk of that."""
         if instruction.strip():
-            if self._instruction is not None and not self._instruction.strip():
+            if self._given_up is not None and self._given_up.reason is Reason.NO_CHUNK:
                 self._given_up = None
         else:
             self._forget_chunks()
-            self._given_up = Cause(Reason.NO_CHUNK, "the instruction was ended by an empty one")
+            if not self._blocked:
+                ended = "the instruction was ended by an empty one"
+                self._given_up = Cause(Reason.NO_CHUNK, ended)
         self._instruction = instruction
 
     def stop(self, text: str) -> None:
@@ -451,9 +458,12 @@ class Controller:
     def _yields(self, moment: Moment) -> bool:
         """Since an arm that was following has been found to be blocked, until the command is where
         it is; by fresh joint states alone, of what may be the arm."""
-        if not self._blocked or self._motion is None:
+        if self._motion is None or not self._is_fresh(moment):
             return False
-        if self._outside or not self._belief.holds or not self._is_fresh(moment):
+        # Found while the command still comes to rest, it was blocked before.
+        coming_to_rest = not self.is_at_rest or self._commanded.has_changed
+        self._blocked |= self._astray is not None and coming_to_rest
+        if not self._blocked or self._outside or not self._belief.holds:
             return False
         self._blocked = self._astray is not None or self._is_off(self._motion.position, _THERE_S)
         return self._blocked
@@ -585,9 +595,19 @@ class Controller:
         # Times of before say nothing any more.
         leap_s = leap_ns / NS_PER_S
         self._jumped = Cause(Reason.CLOCK_JUMPED, f"the clock jumped by {leap_s:.3f} s")
+        if self._told is not None and self._ticked is not None:
+            self._go_on_as_told(self._ticked, moment)
         self._forget_chunks()
         self._anew, self._told = True, None
         self._newest_plan_id = 0
         self._measured_ns = self._astray = None
         self._unknown_ns = 0
         self._commanded.forget()
+
+    def _go_on_as_told(self, ticked: Moment, moment: Moment) -> None:
+        """Where the loop paused, too, the arm has gone on by what it was told."""
+        assert self._told is not None
+        paused_s = (moment.steady_ns - ticked.steady_ns) / NS_PER_S
+        if paused_s > MAX_STEP_S:
+            told_s = (ticked.now_ns - self._told.now_ns) / NS_PER_S
+            self._motion = self._told.after(told_s + paused_s)

@@ -35,5 +35,15 @@ def test_a_leap_is_not_believed_until_the_robot_is_back() -> None:
     assert belief(*there, (-1.5, 0.0), near=True).holds, "it was told to be there"
 
 
+def test_a_robot_that_tells_its_joints_by_halves_does_not_leap() -> None:
+    made = Belief(LIMITS, np.array([True, True]))
+    made.measure(np.array([0.0, 0.0]), 0.02, near=False)
+    made.measure(np.array([1.5, 0.0]), 0.5, near=False)
+    made.measure(np.array([1.5, 0.9]), 0.001, near=False)
+    assert made.holds
+    made.measure(np.array([0.0, 0.9]), 0.001, near=False)
+    assert not made.holds
+
+
 def test_a_gripper_may_leap() -> None:
     assert belief((0.0, 0.0), (0.0, 1.0), (0.0, 0.0)).holds

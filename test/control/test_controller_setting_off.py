@@ -300,6 +300,55 @@ def test_whatever_is_said_or_measured_besides_a_blocked_arm_is_not_pressed_on() 
         assert yielded(blocked_arm(), *odd) == pytest.approx(0.5, abs=0.1), odd
 
 
+def test_a_blocked_arm_is_yielded_to_whatever_its_gripper_says_between_joint_states() -> None:
+    """On a topic of its own: the same joints again, with another gripper."""
+    arm = blocked_arm()
+    last_ns = arm.now_ns - PERIOD_NS
+    for turn in range(10):
+        arm.controller.measure(np.array([0.5, turn / 30]), last_ns, arm.moment)
+        arm.pass_by(ns(0.02))
+    # It was pushed meanwhile, no faster than it may go.
+    for _ in range(100):
+        arm.position = np.array([0.0, 0.3])
+        arm.tick()
+    assert arm.position[0] == pytest.approx(0.0, abs=0.1)
+
+
+@pytest.mark.parametrize("end", ["stop", "instruct"])
+def test_an_arm_that_is_blocked_just_as_it_is_stopped_is_not_pressed_on(end: str) -> None:
+    arm = Arm()
+    arm.tick()
+    arm.follow(arm.plan(1, np.column_stack((0.5 + 0.3 * np.arange(1, 6), np.zeros(5)))))
+    for _ in range(15):
+        arm.position = HOME
+        arm.tick()
+    assert arm.controller.state is State.TRACKING
+    if end == "stop":
+        arm.controller.stop("the button")
+    else:
+        arm.controller.instruct("")
+    commands = []
+    for _ in range(60):
+        arm.position = HOME
+        commands.append(arm.tick())
+    assert path(commands).max() - HOME[0] > 1.0, "farther than it may be, while it braked"
+    assert path(commands)[-1] == pytest.approx(0.5, abs=0.1)
+
+
+def test_dead_joint_states_are_stale_whatever_a_gripper_says() -> None:
+    arm = Arm()
+    arm.tick()
+    arm.follow(arm.ramp())
+    stamp_ns = arm.now_ns + ns(0.5)  # the driver's clock is ahead
+    arm.measuring = False
+    for turn in range(30):
+        arm.controller.measure(np.array([0.5, turn / 60]), stamp_ns, arm.moment)
+        arm.tick()
+        if arm.controller.state is not State.TRACKING:
+            break
+    assert arm.reason is Reason.JOINTS_STALE
+
+
 def test_once_a_blocked_arm_is_free_a_stop_stays_where_it_is() -> None:
     for silent_s in (0.0, 1.0):
         arm = blocked_arm()
