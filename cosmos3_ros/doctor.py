@@ -22,6 +22,8 @@ from cosmos3_ros.resources import resource
 
 TIMEOUT_S = 90.0
 SMI_TIMEOUT_S = 30.0
+# Debian's and Ubuntu's own Python takes packages from pip only so; an environment does not mind.
+PIP = "pip install --break-system-packages"
 PROFILE_VARIABLE = "FASTRTPS_DEFAULT_PROFILES_FILE"
 # Room for a handful of 720p images; Fast DDS's default holds none.
 SEGMENT_BYTES = 16 * 1024 * 1024
@@ -87,7 +89,7 @@ print("ActionChunk, PolicyStatus")
     Check(
         "numpy",
         "import numpy; print(numpy.__version__)",
-        "pip install numpy",
+        f"apt-get install python3-numpy, or {PIP} numpy",
         needed=True,
     ),
     Check(
@@ -98,7 +100,8 @@ good, jpeg = cv2.imencode(".jpg", numpy.zeros((8, 8, 3), numpy.uint8))
 assert good and cv2.imdecode(jpeg, cv2.IMREAD_COLOR).shape == (8, 8, 3), "no JPEG"
 print(f"{cv2.__version__}, JPEG works")
 """,
-        "apt-get install python3-opencv, or pip install opencv-python-headless",
+        "apt-get install python3-opencv; where ROS does not come from apt, "
+        f"{PIP} opencv-python-headless",
         needed=True,
     ),
     Check(
@@ -107,16 +110,21 @@ print(f"{cv2.__version__}, JPEG works")
 import onnxruntime
 print(f"{onnxruntime.__version__}, {', '.join(onnxruntime.get_available_providers())}")
 """,
-        "pip install onnxruntime",
+        f"{PIP} onnxruntime",
         needed=True,
     ),
     Check(
         "tokenizers",
         "import tokenizers; print(tokenizers.__version__)",
-        "pip install tokenizers",
+        f"{PIP} tokenizers",
         needed=True,
     ),
-    Check("PyYAML", "import yaml; print(yaml.__version__)", "pip install PyYAML", needed=True),
+    Check(
+        "PyYAML",
+        "import yaml; print(yaml.__version__)",
+        f"apt-get install python3-yaml, or {PIP} PyYAML",
+        needed=True,
+    ),
     Check(
         "TensorRT-RTX",
         """
@@ -131,7 +139,7 @@ config.set_compute_capability(tensorrt_rtx.ComputeCapability.SM120, 0)
 assert builder.build_serialized_network(network, config) is not None, "it compiles nothing"
 print(f"{tensorrt_rtx.__version__}, compiles engines for compute capability 12.0")
 """,
-        "for engines on an RTX GPU: pip install tensorrt-rtx-cu13",
+        f"for engines on an RTX GPU: {PIP} tensorrt-rtx-cu13",
     ),
     Check(
         "TensorRT",
@@ -156,7 +164,7 @@ assert error == runtime.cudaError_t.cudaSuccess, error.name
 print(f"driver for CUDA {driver // 1000}.{driver % 1000 // 10}, {count} GPU in reach, "
       f"cuda-bindings {version('cuda-bindings')}")
 """,
-        "to run engines: a GPU with NVIDIA's driver, and pip install cuda-bindings; compiling for "
+        f"to run engines: a GPU with NVIDIA's driver, and {PIP} cuda-bindings; compiling for "
         "an RTX GPU needs neither",
         absent="no CUDA driver",
     ),
@@ -166,7 +174,7 @@ print(f"driver for CUDA {driver // 1000}.{driver % 1000 // 10}, {count} GPU in r
 import diffusers, onnx, onnxscript, torch, transformers
 print(f"torch {torch.__version__}, diffusers {diffusers.__version__}, onnx {onnx.__version__}")
 """,
-        "to export bundles: pip install 'cosmos3-ros[export]'",
+        f"to export bundles: ./run setup in a checkout, or {PIP} '.[export]' there",
     ),
     Check(
         "MuJoCo",
@@ -178,7 +186,7 @@ with mujoco.Renderer(model, 16, 16) as renderer:
     renderer.render()
 print(f"{mujoco.__version__}, renders")
 """,
-        "for the simulated arm: pip install 'cosmos3-ros[sim]', apt-get install libegl1 "
+        f"for the simulated arm: {PIP} mujoco, apt-get install libegl1 libgl1 libgles2 "
         "libgl1-mesa-dri, and MUJOCO_GL=egl in the environment",
     ),
     Check(
@@ -188,7 +196,7 @@ from importlib.metadata import version
 import av, matplotlib, pyarrow, rosbags.rosbag2
 print(f"rosbags {version('rosbags')}, av {av.__version__}, pyarrow {pyarrow.__version__}")
 """,
-        "to convert and replay bags: pip install 'cosmos3-ros[replay]'",
+        f"to convert and replay bags: {PIP} rosbags av pyarrow matplotlib tqdm",
     ),
 )
 

@@ -60,7 +60,7 @@ class ControllerParameters:
         maximum=99,
     )
     cpu_affinity: tuple[str, ...] = parameter(
-        (), "CPUs that the control loop may run on; empty: all."
+        (), "CPUs that the control loop may run on, as words: ['2', '3']; empty: all."
     )
     lock_memory: bool = parameter(False, "Keep the process from being paged out.")
     blend_s: float = parameter(
