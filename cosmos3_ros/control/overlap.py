@@ -98,7 +98,8 @@ class Overlap:
         self._period_s = period_s
         self._delays_s: deque[float] = deque(maxlen=_REMEMBERED)
         self._sent: dict[int, Sent] = {}
-        self._newest = 0  # plan id, 0: none
+        self._newest = 0  # plan id of what may be on its way, 0: none
+        self._began: Chunk | None = None  # what moved the arm when the plan under way was begun
         self._controller = Heard()
 
     @property
@@ -128,6 +129,11 @@ class Overlap:
     def may_begin(self, stamp_ns: int) -> bool:
         """Whether to plan from what was seen at ``stamp_ns``: in sync, not before the arm rests."""
         return self.strategy is not Strategy.SYNC or self._moved_by(stamp_ns) is None
+
+    def begin(self, stamp_ns: int) -> None:
+        """A plan is begun from what was seen at ``stamp_ns``, the next to arrive."""
+        moving = self._moved_by(stamp_ns)
+        self._began = None if moving is None else moving.chunk
 
     def committed(self, stamp_ns: int) -> Committed | None:
         """What a plan from ``stamp_ns`` is told of the plan before it.
@@ -159,17 +165,25 @@ class Overlap:
     def arrived(self, stamp_ns: int, now_ns: int) -> int:
         """A plan from ``stamp_ns`` is there: when it starts. Its delay counts, used or not.
 
-        It starts at its observation; where the arm has stood still since, now.
+        It starts at its observation; where the arm has stood still since, now; and where the chunk
+        that moved it ended in between, as long before now as it still moved: else the arm would go
+        back to where it was seen.
         """
         now_ns = max(now_ns, stamp_ns)  # a stamp may be a little ahead of the clock
         self._delays_s.append((now_ns - stamp_ns) / NS_PER_S)
-        return now_ns if self._moved_by(stamp_ns) is None else stamp_ns
+        if self._moved_by(stamp_ns) is not None:
+            return stamp_ns
+        if self._began is None or self._began.end_ns > now_ns:
+            return now_ns
+        return now_ns - max(self._began.end_ns - stamp_ns, 0)
 
     def published(self, chunk: Chunk) -> None:
         """A chunk was sent to the controller."""
         path = Schedule(chunk, chunk.start_ns, chunk.rows[0], self._space, self._held)
         self._sent[chunk.plan_id] = Sent(chunk, path)
-        self._newest = chunk.plan_id
+        # What is sent to a controller that takes none moves nothing.
+        if self._controller.obeys:
+            self._newest = chunk.plan_id
         for old in [plan_id for plan_id in self._sent if plan_id <= chunk.plan_id - _KEPT]:
             del self._sent[old]
 
@@ -180,6 +194,7 @@ class Overlap:
     def forget(self) -> None:
         """No chunk that was sent is followed any more."""
         self._sent.clear()
+        self._began = None
 
     def _moved_by(self, stamp_ns: int) -> Sent | None:
         """What moves the arm from ``stamp_ns`` on: the newest chunk if it is on its way, else what

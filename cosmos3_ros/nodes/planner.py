@@ -217,6 +217,7 @@ class Planner(Worker):
             self._observations += 1
             self._last_stamp = stamped.stamp_ns
             self._due = started + self._period_s
+            overlap.begin(stamped.stamp_ns)
             committed = overlap.committed(stamped.stamp_ns)
             ahead = overlap.arrival(stamped.stamp_ns) if self._state_ahead else None
         contract, observation = self._policy.contract, stamped.observation

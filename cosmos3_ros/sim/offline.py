@@ -195,6 +195,7 @@ class _Run:
         if not self._overlap.may_begin(seen.stamp_ns):
             return
         self._seen, self._due_ns = None, now_ns + self._period_ns
+        self._overlap.begin(seen.stamp_ns)
         self.strategies.add(self._overlap.strategy)
         conditions, policy = self._conditions, self._policy
         ahead = self._overlap.arrival(seen.stamp_ns) if conditions.state_ahead else None

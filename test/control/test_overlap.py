@@ -99,6 +99,31 @@ def test_a_plan_starts_at_its_observation_or_now_where_the_arm_has_stood_still_s
     assert moving.arrived(at_s(0.8), at_s(1.5)) == at_s(1.5), "the controller holds"
 
 
+@pytest.mark.parametrize("strategy", [Strategy.BLEND, Strategy.PREFIX])
+def test_a_plan_that_comes_after_the_arm_has_come_to_rest_does_not_take_it_back(
+    strategy: Strategy,
+) -> None:
+    """It was seen in motion, 0.6 s before the end of its chunk at 1.6 s: what is due after 0.6 s is
+    where the arm rests now."""
+    slow = overlap(strategy, 0.3)
+    slow.begin(at_s(1.0))
+    slow.hear(Heard(tracked=0, newest=1))  # the chunk has ended
+    assert slow.arrived(at_s(1.0), at_s(1.9)) == at_s(1.3)
+    # The next is of an arm that has stood still.
+    slow.begin(at_s(1.95))
+    assert slow.arrived(at_s(1.95), at_s(2.2)) == at_s(2.2)
+
+
+def test_what_is_sent_to_a_controller_that_takes_nothing_moves_nothing() -> None:
+    blend = overlap(Strategy.BLEND, 0.3)
+    blend.hear(Heard(tracked=0, newest=1, obeys=False))  # it is deactivated
+    blend.published(Chunk(2, at_s(0.5), RATE_HZ, RAMP.copy(), at_s(0.5)))
+    blend.hear(Heard(tracked=0, newest=0))  # and activated again
+    assert blend.arrived(at_s(1.7), at_s(1.9)) == at_s(1.9)
+    blend.published(Chunk(3, at_s(1.7), RATE_HZ, RAMP.copy(), at_s(1.9)))
+    assert blend.arrived(at_s(2.0), at_s(2.2)) == at_s(2.0), "on its way"
+
+
 def test_a_plan_whose_stamp_is_ahead_of_the_clock_starts_at_its_stamp() -> None:
     assert overlap(Strategy.BLEND).arrived(at_s(0.4), at_s(0.3)) == at_s(0.4)
 
