@@ -318,7 +318,7 @@ class Controller:
             self._motion, self._anew = self._limits.at_rest(self._measured), True
         previous = self._ticked or moment
         passed_s = self.clock.passed_s(previous, moment)
-        paused = self._has_paused(previous, moment)
+        paused = self._has_paused(previous, moment, passed_s)
         if paused:
             self._motion = self._after_pause(previous, passed_s)
             if self._told is not None:  # nothing is known of its way, to compare it with
@@ -372,11 +372,11 @@ class Controller:
         self._told = Outlook(self._steps, moment.now_ns, self._motion, path, self._kept)
         return self._told
 
-    def _has_paused(self, previous: Moment, moment: Moment) -> bool:
+    def _has_paused(self, previous: Moment, moment: Moment, passed_s: float) -> bool:
         """Whether the control loop has, for longer than a step of the limits may take."""
         overran_ns = moment.steady_ns - previous.steady_ns - self._timeouts.overrun_s * NS_PER_S
         late = overran_ns > 0 and not self.clock.simulated
-        return late or self.clock.passed_s(previous, moment) > MAX_STEP_S
+        return late or passed_s > MAX_STEP_S
 
     def _after_pause(self, previous: Moment, passed_s: float) -> Motion:
         """Where the arm is, that has reached the last command and rests there, or has gone on by
@@ -596,18 +596,13 @@ class Controller:
         leap_s = leap_ns / NS_PER_S
         self._jumped = Cause(Reason.CLOCK_JUMPED, f"the clock jumped by {leap_s:.3f} s")
         if self._told is not None and self._ticked is not None:
-            self._go_on_as_told(self._ticked, moment)
+            # Where the loop paused, too, the arm has gone on by what it was told.
+            paused_s = (moment.steady_ns - self._ticked.steady_ns) / NS_PER_S
+            if paused_s > MAX_STEP_S:
+                self._motion = self._after_pause(self._ticked, paused_s)
         self._forget_chunks()
         self._anew, self._told = True, None
         self._newest_plan_id = 0
         self._measured_ns = self._astray = None
         self._unknown_ns = 0
         self._commanded.forget()
-
-    def _go_on_as_told(self, ticked: Moment, moment: Moment) -> None:
-        """Where the loop paused, too, the arm has gone on by what it was told."""
-        assert self._told is not None
-        paused_s = (moment.steady_ns - ticked.steady_ns) / NS_PER_S
-        if paused_s > MAX_STEP_S:
-            told_s = (ticked.now_ns - self._told.now_ns) / NS_PER_S
-            self._motion = self._told.after(told_s + paused_s)

@@ -123,7 +123,10 @@ def available_bytes() -> float:
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("MemAvailable:"):
             return float(line.split()[1]) * 1024
-    raise EngineError("/proc/meminfo does not say what memory is available; name it: --memory-gb")
+    raise EngineError(
+        "/proc/meminfo does not say what memory is available; expected a line MemAvailable, as "
+        "Linux has it since 2014; 'cosmos3 compile' takes it from --memory-gb"
+    )
 
 
 def require_memory(bundle: Bundle, job: Job, available: float) -> None:

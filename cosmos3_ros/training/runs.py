@@ -113,13 +113,14 @@ class Progress:
     def save(self) -> None:
         """Raises TrainingError where what would be saved is not finite, or cannot be written; what
         was saved before is left alone then."""
-        if not _is_finite(self._state()):
+        state = self._state()
+        if not _is_finite(state):
             raise TrainingError(
                 f"the training of '{self.stage.name}' has diverged by step {self.step}: its "
                 f"weights are not finite; see '{self.stage.curve_file}'. What was saved before is "
                 "there still, and leads there again: begin another run with a lower learning rate"
             )
-        saved = {"state": self._state(), "step": self.step, "seconds": self.seconds}
+        saved = {"state": state, "step": self.step, "seconds": self.seconds}
         partial = self.stage.state_file.with_suffix(".partial")
         try:
             torch.save(saved, partial)
