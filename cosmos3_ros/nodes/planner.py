@@ -19,6 +19,7 @@ from cosmos3_ros.policy.plan import Plan, PlanError, Policy, Prompt, draw_noise
 from cosmos3_ros.policy.prompt import PromptError
 
 LATENCIES_KEPT = 200
+_LOOK_PERIOD_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,8 @@ class Planner(Worker):
         added_latency_s: float,
         state_ahead: bool,
     ) -> None:
-        """``plan_rate_hz``: at most so many plans a second, but at once by another instruction or
-        when the clock has jumped; 0: as soon as the engine is free.
+        """``plan_rate_hz``: at most so many plans a second of the node's clock, but at once by
+        another instruction or when the clock has jumped; 0: as soon as the engine is free.
         ``added_latency_s``: each plan takes so much longer than it does. ``state_ahead``: plan from
         where the arm will be when the plan arrives, not from where it is.
 
@@ -91,7 +92,7 @@ class Planner(Worker):
         self._now_ns, self._publish = now_ns, publish
         self._refuse, self._fail = refuse, fail
         self._rng = np.random.default_rng(seed if seed >= 0 else None)
-        self._period_s = 1 / plan_rate_hz if plan_rate_hz > 0 else 0.0
+        self._period_ns = round(NS_PER_S / plan_rate_hz) if plan_rate_hz > 0 else 0
         self._added_latency_s, self._state_ahead = added_latency_s, state_ahead
         self._instruction: str | None = None
         self._prompted_for: str | None = None
@@ -99,7 +100,7 @@ class Planner(Worker):
         self._tried: int | None = None
         self._last_stamp: int | None = None
         self._jumps = 0  # of the clock: what began before one is of another time
-        self._due = 0.0  # no plan before this time of the monotonic clock [s]
+        self._due_ns = 0  # no plan before this, by the node's clock
         self._free_ns = 0  # when the engine had done its last work, by the node's clock
         self._engine_s = 0.0  # how long that took
         self._fault, self._waiting = "", "no instruction has arrived"
@@ -121,7 +122,7 @@ class Planner(Worker):
             self._observer.clear()
             self._overlap.forget()
             self._tried = self._last_stamp = None
-            self._due, self._free_ns = 0.0, 0
+            self._due_ns = self._free_ns = 0
             self._jumps += 1
             self.changed.notify_all()
 
@@ -178,9 +179,11 @@ class Planner(Worker):
                 progress = self._observer.progress()
                 rest_s: float | None = None
                 if self._prompt is not None and progress not in (None, self._tried):
-                    rest_s = self._due - time.monotonic()
+                    rest_s = (self._due_ns - self._now_ns()) / NS_PER_S
                     if rest_s <= 0:
                         return True
+                    # Simulated time may pass faster; the next picture wakes this, too.
+                    rest_s = min(rest_s, _LOOK_PERIOD_S)
                 self.changed.wait(rest_s)
         return False
 
@@ -193,7 +196,7 @@ class Planner(Worker):
             self._reject(self._rejected_observations, "instruction", str(error))
         with self.changed:
             self._prompt, self._prompted_for = prompt, instruction
-            self._due = 0.0
+            self._due_ns = 0
             if prompt is not None:
                 self._waiting = "no observation has arrived"
 
@@ -216,7 +219,7 @@ class Planner(Worker):
                 return
             self._observations += 1
             self._last_stamp = stamped.stamp_ns
-            self._due = started + self._period_s
+            self._due_ns = started_ns + self._period_ns
             overlap.begin(stamped.stamp_ns)
             committed = overlap.committed(stamped.stamp_ns)
             ahead = overlap.arrival(stamped.stamp_ns) if self._state_ahead else None

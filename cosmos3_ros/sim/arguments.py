@@ -15,6 +15,7 @@ PLAN_RATE_HZ = 2.0
 # The most that policy node and simulator take, as they declare it where only ROS can read it.
 LARGEST_LATENCY_S = 10.0
 LARGEST_RATE_HZ = 100.0
+LARGEST_TIMEOUT_S = 60.0
 LARGEST_THREADS = 256
 LARGEST_SEED = 2**31 - 1
 LARGEST_REAL_TIME_FACTOR = 100.0

@@ -14,6 +14,7 @@ CONDITIONS = (
     "plan_rate_hz",
     "added_latency_ms",
     "strategy",
+    "strategies_in_force",
     "state_ahead",
     "shuffled_instructions",
     "black_cameras",

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from cosmos3_ros.command_line import Parser, count, positive, whole
 from cosmos3_ros.control.overlap import Strategy
+from cosmos3_ros.control.watchdog import Timeouts
 from cosmos3_ros.engine.bundle import Bundle, load_bundle
 from cosmos3_ros.engine.recipe import RECIPE, load_recipe
 from cosmos3_ros.processes import (
@@ -34,10 +35,10 @@ from cosmos3_ros.processes import (
 from cosmos3_ros.resources import resource
 from cosmos3_ros.sim.arguments import (
     LARGEST_LATENCY_S,
-    LARGEST_RATE_HZ,
     LARGEST_REAL_TIME_FACTOR,
     LARGEST_SEED,
     LARGEST_THREADS,
+    LARGEST_TIMEOUT_S,
     add_planning_arguments,
     at_most,
     parse,
@@ -99,11 +100,6 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
 def _added_latency_s(args: argparse.Namespace) -> float:
     """On the steady clock [s]."""
     return float(args.added_latency_ms / 1e3 / args.real_time_factor)
-
-
-def _plan_rate_hz(args: argparse.Namespace) -> float:
-    """On the steady clock [Hz]; no planner is as fast as the largest."""
-    return float(min(args.plan_rate * args.real_time_factor, LARGEST_RATE_HZ))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -242,7 +238,7 @@ def _through_nodes(
         "seed": 1,
         "threads": args.threads,
         "predicted_frame_rate_hz": 0.0,
-        "plan_rate_hz": _plan_rate_hz(args),
+        "plan_rate_hz": args.plan_rate,
         "strategy": args.strategy,
         "state_ahead": str(args.state_ahead).lower(),
         "added_latency_s": _added_latency_s(args),
@@ -251,7 +247,12 @@ def _through_nodes(
     logs = args.out.with_name(f"{args.out.stem}_logs") / trials[0].task.kind
     with Children(logs, environment) as children:
         recorder = start_recorder(children, args.record) if args.record else None
-        team = start_team(children, bundle.path, embodiment.name, sim=sim, policy=policy)
+        # Steady, where a slow simulation takes that much longer for a chunk.
+        slow = min(1.0, args.real_time_factor)
+        controller = {"chunk_timeout_s": min(LARGEST_TIMEOUT_S, Timeouts.chunk_s / slow)}
+        team = start_team(
+            children, bundle.path, embodiment.name, sim=sim, policy=policy, controller=controller
+        )
         rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
         examiner = Examiner(embodiment, children, team, args.real_time_factor, passed)
         try:
@@ -296,6 +297,7 @@ def _content(
         "plan_rate_hz": args.plan_rate,
         "added_latency_ms": args.added_latency_ms,
         "strategy": args.strategy,
+        "strategies_in_force": sorted({name for r in results for name in r.strategies}),
         "state_ahead": args.state_ahead,
         "shuffled_instructions": args.shuffle_instruction,
         "black_cameras": args.black_camera,

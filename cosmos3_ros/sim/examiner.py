@@ -62,6 +62,7 @@ class Examiner(Node):
         self._judge: Judge | None = None
         self._trial: Trial | None = None
         self._told, self._fault = "", ""
+        self._strategy, self._strategies = "", set[str]()  # in force: now, and in the episode
         self._plans = 0
         self._seam_jumps: list[float] = []
         # When the episode's states were: simulated, and on the steady clock [s].
@@ -96,6 +97,7 @@ class Examiner(Node):
         self._until(self._reset.service_is_ready, "offered to reset the scene", by=sim)
         self._plans, self._followed = 0, None
         self._seam_jumps, self._times = [], []
+        self._strategies = {self._strategy}
         refused_before = self._refused_chunks
         self._trial, self._judge = trial, Judge(trial.task)
         answer = self._reset.call_async(Trigger.Request())
@@ -107,7 +109,8 @@ class Examiner(Node):
         self._passed.simulated_s += ended_s - began_s
         self._passed.steady_s += ended_steady_s - began_steady_s
         refused = self._refused_chunks - refused_before
-        return result_of(trial, judge, self._plans, self._seam_jumps, refused)
+        strategies = self._strategies
+        return result_of(trial, judge, self._plans, self._seam_jumps, refused, strategies)
 
     @property
     def _refused_chunks(self) -> Counter[str]:
@@ -148,6 +151,8 @@ class Examiner(Node):
 
     def _hear(self, status: PolicyStatus) -> None:
         self._fault = status.reason if status.state == PolicyStatus.STATE_FAULT else ""
+        self._strategy = status.strategy
+        self._strategies.add(status.strategy)
         counts = map(int, status.rejected_chunk_counts)
         self._refused_by_policy = Counter(
             dict(zip(status.rejected_chunk_reasons, counts, strict=True))

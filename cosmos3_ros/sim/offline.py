@@ -99,7 +99,9 @@ class Offline:
             world = self._world
             judge.see(run.seconds, touched, world.cubes, world.cube_distances)
         self.strategies |= run.strategies
-        return result_of(trial, judge, run.plans, run.seam_jumps, run.refused_chunks)
+        return result_of(
+            trial, judge, run.plans, run.seam_jumps, run.refused_chunks, run.strategies
+        )
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,8 @@ class _Run:
         touched: frozenset[str] = frozenset()
         for _ in range(STEPS_PER_FRAME):
             now_ns = START_NS + self._steps * NS_PER_S // STEP_RATE_HZ
-            if self._steps % STEPS_PER_FRAME == 0:
+            # The nodes see the scene first a frame after it was set up.
+            if self._steps and self._steps % STEPS_PER_FRAME == 0:
                 self._see(now_ns)
             self._deliver(now_ns)
             self._plan(now_ns)
@@ -213,11 +216,10 @@ class _Run:
             return
         _, plan, stamp_ns = self._coming
         self._coming = None
-        self.plans += 1
         start_ns = max(self._overlap.arrived(stamp_ns, now_ns), self._starts_ns)
         self.strategies.add(self._overlap.strategy)
         chunk = Chunk(
-            self.plans,
+            self.plans + 1,
             stamp_ns,
             self._policy.contract.fps,
             plan.rows,
@@ -227,6 +229,7 @@ class _Run:
         if chunk.end_ns < now_ns:
             self.refused_chunks["late"] += 1
             return
+        self.plans += 1
         self._overlap.published(chunk)
         self._heard = chunk.plan_id
         if self._followed is not None:

@@ -37,7 +37,7 @@ class EpisodeResult:
     ``seam_jumps``: for each plan that replaced another, the time [s] in which the channel that
     jumped most could travel its jump at its velocity limit. ``min_distance_m``: the nearest that
     the fingertip came to the centre of a goal. ``refused_chunks``: plans that were not followed, by
-    reason.
+    reason. ``strategies``: those in force, in which plans followed each other.
     """
 
     kind: str
@@ -52,6 +52,7 @@ class EpisodeResult:
     plans: int
     seam_jumps: tuple[float, ...]
     refused_chunks: Mapping[str, int]
+    strategies: tuple[str, ...] = ()
 
 
 def result_of(
@@ -60,6 +61,7 @@ def result_of(
     plans: int,
     seam_jumps: Sequence[float],
     refused_chunks: Mapping[str, int],
+    strategies: Iterable[str] = (),
 ) -> EpisodeResult:
     """The result of an episode that is decided."""
     assert judge.verdict is not None, "the episode is not over"
@@ -77,6 +79,7 @@ def result_of(
         plans=plans,
         seam_jumps=tuple(seam_jumps),
         refused_chunks={str(reason): count for reason, count in refused_chunks.items()},
+        strategies=tuple(sorted(map(str, strategies))),
     )
 
 

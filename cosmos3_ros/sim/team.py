@@ -78,14 +78,19 @@ def start_team(
     *,
     sim: Parameters,
     policy: Parameters,
+    controller: Parameters | None = None,
 ) -> Team:
-    """Start the three nodes. ``sim``, ``policy``: their parameters besides the usual ones."""
+    """Start the three nodes. ``sim``, ``policy``, ``controller``: their parameters besides the
+    usual ones."""
     common = {"embodiment": embodiment, "use_sim_time": "true"}
     return Team(
         sim=start_node(children, "sim_node", "sim", sim),
         policy=start_node(children, "policy_node", "nodes", {"bundle": bundle, **common, **policy}),
         controller=start_node(
-            children, "controller_node", "nodes", {"control_rate_hz": CONTROL_RATE_HZ, **common}
+            children,
+            "controller_node",
+            "nodes",
+            {"control_rate_hz": CONTROL_RATE_HZ, **common, **(controller or {})},
         ),
     )
 

@@ -134,6 +134,18 @@ def test_a_plan_that_comes_too_late_to_be_used_counts_nevertheless() -> None:
     assert prefix.strategy is Strategy.SYNC and "plans take 1.70 s" in prefix.degraded
 
 
+def test_near_half_a_chunk_it_does_not_go_to_and_fro() -> None:
+    """In sync a plan is made of a fresh picture, and takes less by up to a picture's age."""
+    blend = overlap(Strategy.BLEND, 0.83)
+    seen = []
+    for plan_id in range(2, 100):
+        age_s = 0.0 if blend.strategy is Strategy.SYNC else 0.06
+        blend.arrived(START_NS, at_s(0.77 + age_s))
+        blend.published(Chunk(plan_id, START_NS, RATE_HZ, RAMP.copy(), START_NS))
+        seen.append(blend.strategy)
+    assert set(seen) == {Strategy.SYNC}
+
+
 @pytest.mark.parametrize("strategy", [Strategy.BLEND, Strategy.PREFIX])
 def test_where_a_plan_takes_more_than_half_a_chunk_it_degrades_to_sync_and_says_so(
     strategy: Strategy,

@@ -11,6 +11,7 @@ pytest.importorskip("rclpy", reason="ROS 2 is not in this environment; run ./run
 import rclpy
 from rclpy.context import Context
 
+from cosmos3_ros.nodes.controller_parameters import ControllerParameters
 from cosmos3_ros.nodes.parameters import parameter_rows
 from cosmos3_ros.nodes.policy_parameters import PolicyParameters
 from cosmos3_ros.sim import arguments, demo
@@ -78,6 +79,8 @@ def test_the_largest_values_are_those_of_the_nodes(ros_context: Context) -> None
     assert policy["added_latency_s"] == arguments.LARGEST_LATENCY_S
     assert policy["threads"] == arguments.LARGEST_THREADS
     assert policy["plan_rate_hz"] == arguments.LARGEST_RATE_HZ
+    controller = {row.name: row.maximum for row in parameter_rows(ControllerParameters)}
+    assert controller["chunk_timeout_s"] == arguments.LARGEST_TIMEOUT_S
     node = rclpy.create_node("of_the_simulator", context=ros_context)
     SimNode._declare_seed(node)  # type: ignore[arg-type]
     SimNode._declare_real_time_factor(node)  # type: ignore[arg-type]
@@ -92,4 +95,3 @@ def test_the_largest_values_are_taken() -> None:
     args = evaluation._arguments([*words, "--added-latency-ms", "10000"])
     assert args.seed + len(KINDS) - 1 == arguments.LARGEST_SEED
     assert (args.threads, args.real_time_factor, args.added_latency_ms) == (256, 100.0, 10_000.0)
-    assert evaluation._plan_rate_hz(args) == arguments.LARGEST_RATE_HZ
