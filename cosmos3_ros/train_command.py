@@ -50,7 +50,9 @@ def main(args: argparse.Namespace) -> int:
         threads=args.threads,
         compiled=not args.no_compile,
     )
-    for name, value in json.loads((checkpoint / FACTS).read_text()).items():
+    facts = json.loads((checkpoint / FACTS).read_text())
+    del facts["training"]  # as the recipe says it
+    for name, value in facts.items():
         print(f"{name.replace('_', ' '):24}{value}")
     print(f"{checkpoint}: the trained checkpoint")
     print(f"cosmos3 export {args.recipe} --checkpoint {checkpoint} --out BUNDLE makes it a bundle")

@@ -66,8 +66,8 @@ def declared_arguments() -> list[DeclareLaunchArgument]:
         DeclareLaunchArgument(
             "plan_rate_hz",
             default_value="",
-            description="At most so many plans a second; 0.0: whenever free; empty: as in "
-            "params_file.",
+            description="At most so many plans a second of the clock; 0.0: whenever free; "
+            "empty: as in params_file.",
         ),
         DeclareLaunchArgument(
             "gripper_source",

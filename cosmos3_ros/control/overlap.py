@@ -97,7 +97,7 @@ class Overlap:
         self._space, self._held = space, held
         self._period_s = period_s
         self._delays_s: deque[float] = deque(maxlen=_REMEMBERED)
-        self._room_s = 0.0  # so much sooner has a plan to be there where rows ran out before
+        self._age_s = 0.0  # so much later than in sync may a plan be, by its picture's age
         self._sent: dict[int, Sent] = {}
         self._newest = 0  # plan id of what may be on its way, 0: none
         self._began: Chunk | None = None  # what moved the arm when the plan under way was begun
@@ -117,22 +117,16 @@ class Overlap:
     @property
     def degraded(self) -> str:
         """Why the strategy that was asked for cannot be followed; empty when it can."""
-        chunk_s, delay_s = self._chunk / self._rate_hz, self.delay_s
+        chunk_s, delay_s = self._chunk / self._rate_hz, self.delay_s + self._age_s
         horizon_s = max(delay_s, self._period_s)
-        if self._strategy is Strategy.SYNC or not self._runs_out():
+        if self._strategy is Strategy.SYNC or delay_s + horizon_s <= chunk_s:
             return ""
+        aged = f" with a picture {self._age_s:.2f} s old" if self._age_s else ""
         return (
-            f"plans take {delay_s:.2f} s, the next comes {horizon_s:.2f} s after, a chunk lasts "
-            f"{chunk_s:.2f} s: expected at least both to {self._strategy}; the arm waits for each "
-            "plan (sync)"
+            f"plans take {delay_s:.2f} s{aged}, the next comes {horizon_s:.2f} s after, a chunk "
+            f"lasts {chunk_s:.2f} s: expected at least both to {self._strategy}; the arm waits for "
+            "each plan (sync)"
         )
-
-    def _runs_out(self) -> bool:
-        """Whether rows would. A delay counts the age of a picture, which in sync is a fresh one: it
-        is not gone back from before there is room for that."""
-        delay_s = self.delay_s
-        needed_s = delay_s + max(delay_s, self._period_s) + self._room_s
-        return needed_s > self._chunk / self._rate_hz
 
     def may_begin(self, stamp_ns: int) -> bool:
         """Whether to plan from what was seen at ``stamp_ns``: in sync, not before the arm rests."""
@@ -177,9 +171,11 @@ class Overlap:
         that moved it ended in between, as long before now as it still moved: else the arm would go
         back to where it was seen.
         """
+        # In sync pictures are fresh, otherwise as old as they come, about a row: without that the
+        # strategy would go to and fro.
+        self._age_s = 1 / self._rate_hz if self.strategy is Strategy.SYNC else 0.0
         now_ns = max(now_ns, stamp_ns)  # a stamp may be a little ahead of the clock
         self._delays_s.append((now_ns - stamp_ns) / NS_PER_S)
-        self._room_s = 2 / self._rate_hz if self._runs_out() else 0.0
         if self._moved_by(stamp_ns) is not None:
             return stamp_ns
         if self._began is None or self._began.end_ns > now_ns:

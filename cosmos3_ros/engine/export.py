@@ -150,18 +150,18 @@ def export(
 
 
 def _as_trained(recipe: Recipe, checkpoint: Path | None) -> Recipe:
-    """With the seed that ``cosmos3 train`` says its checkpoint was trained with, if another."""
+    """With what ``cosmos3 train`` says its checkpoint was trained with, if that is another."""
     facts = None if checkpoint is None else checkpoint / FACTS
     if facts is None or not recipe.training or not facts.is_file():
         return recipe
     try:
-        seed = json.loads(facts.read_text())["seed"]
+        training = dict(json.loads(facts.read_text())["training"])
     except (ValueError, KeyError, TypeError) as error:
         raise RecipeError(
-            f"'{facts}' does not say the seed of the training ({error!r}); expected it as "
+            f"'{facts}' does not say how it was trained ({error!r}); expected it as "
             "'cosmos3 train' wrote it: train again, or remove the file"
         ) from error
-    return replace(recipe, training={**recipe.training, "seed": seed})
+    return replace(recipe, training=training)
 
 
 def _forwards(sampler: Sampler) -> tuple[tuple[int, float, str], ...]:

@@ -201,12 +201,13 @@ class Planner(Worker):
                 self._waiting = "no observation has arrived"
 
     def _plan(self) -> None:
-        started, started_ns = time.monotonic(), self._now_ns()
+        started = time.monotonic()
         with self.changed:
             prompt = self._prompt
             if prompt is None:
                 return  # another instruction came meanwhile
             self._tried, jumps = self._observer.progress(), self._jumps
+            started_ns = self._now_ns()
             observer = self._observer.snapshot()
         try:
             stamped = observer.observe(self._now_ns())

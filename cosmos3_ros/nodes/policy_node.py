@@ -38,7 +38,7 @@ from cosmos3_ros.nodes.policy_parameters import PolicyParameters
 from cosmos3_ros.nodes.running import leave, run
 from cosmos3_ros.policy.commands import CommandSpace, command_space
 from cosmos3_ros.policy.embodiment import load_embodiment
-from cosmos3_ros.policy.plan import Observation, Policy, draw_noise
+from cosmos3_ros.policy.plan import Observation, Policy, draw_noise, require_match
 
 STATUS_PERIOD_S = 1.0
 WARM_UP_INSTRUCTION = "Hold still."
@@ -68,6 +68,7 @@ class PolicyNode(ManagedNode):
         self._bundle = load_bundle(parameters.bundle)
         contract = self._bundle.manifest.contract
         embodiment = load_embodiment(parameters.embodiment or contract.embodiment)
+        require_match(contract, embodiment)  # before an engine is built for another robot
         self._space = command_space(embodiment)
         # Only a state row asks for joints; without one the robot need not publish any.
         self._joints = JointMap(embodiment, parameters.joint_names) if contract.state_row else None

@@ -52,7 +52,8 @@ class PolicyParameters:
     )
     plan_rate_hz: float = parameter(
         0.0,
-        "At most so many plans a second, but at once by a new instruction; 0: whenever free.",
+        "At most so many plans a second of the clock, but at once by a new instruction; 0: "
+        "whenever free.",
         "Hz",
         minimum=0.0,
         maximum=100.0,

@@ -114,7 +114,7 @@ class Policy:
         tokenizer: Tokenizer,
     ) -> None:
         """Raises PlanError where the embodiment is not the one the bundle was exported for."""
-        _require_match(contract, embodiment)
+        require_match(contract, embodiment)
         embodiment.require_normalisation()
         self.contract = contract
         self.embodiment = embodiment
@@ -279,8 +279,8 @@ class Policy:
         return observation.images
 
 
-def _require_match(contract: Contract, embodiment: Embodiment) -> None:
-    """Refuse a robot other than the one the graphs were exported for, field by field."""
+def require_match(contract: Contract, embodiment: Embodiment) -> None:
+    """Refuse a robot other than the one the graphs were exported for, field by field: PlanError."""
     expected: dict[str, object] = {
         "embodiment": contract.embodiment,
         "width": contract.width,

@@ -41,7 +41,7 @@ def add_planning_arguments(parser: argparse.ArgumentParser) -> None:
         type=at_most(LARGEST_RATE_HZ, not_negative),
         default=PLAN_RATE_HZ,
         metavar="HZ",
-        help="at most so many plans a second; 0: whenever free (default: %(default)s)",
+        help="at most so many plans a simulated second; 0: whenever free (default: %(default)s)",
     )
     parser.add_argument(
         "--strategy",

@@ -14,7 +14,6 @@ CONDITIONS = (
     "plan_rate_hz",
     "added_latency_ms",
     "strategy",
-    "strategies_in_force",
     "state_ahead",
     "shuffled_instructions",
     "black_cameras",
@@ -22,8 +21,8 @@ CONDITIONS = (
 )
 
 
-# Plans, the pauses between them and added latency pass in real time: in a simulation slower than it
-# was asked to be they are shorter. A busy machine is late now and then.
+# Plans and added latency pass in real time: in a simulation slower than it was asked to be they are
+# shorter. A busy machine is late now and then.
 LEAST_SHARE_OF_PACE = 0.8
 
 
@@ -33,12 +32,13 @@ class EvaluationError(ValueError):
 
 @dataclass(frozen=True)
 class Success:
-    """Its rate in so many episodes, and the rate's 95 % interval."""
+    """Its rate in so many episodes, the rate's 95 % interval, and how plans followed each other."""
 
     episodes: int
     rate: float
     low: float
     high: float
+    strategies_in_force: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,9 @@ def evaluation_of(content: Mapping[str, Any]) -> Evaluation:
         conditions={name: content[name] for name in CONDITIONS},
         success={
             task: Success(
-                row["episodes"], *(row["success"][key] for key in ("rate", "low", "high"))
+                row["episodes"],
+                **{key: row["success"][key] for key in ("rate", "low", "high")},
+                strategies_in_force=tuple(row["strategies_in_force"]),
             )
             for task, row in content["by_task"].items()
         },
@@ -114,6 +116,7 @@ def _verdict(here: Evaluation, there: Evaluation, task: str) -> str:
     ours, theirs = here.success[task], there.success[task]
     pairs = {
         "episodes": (ours.episodes, theirs.episodes),
+        "strategies_in_force": tuple(" and ".join(s.strategies_in_force) for s in (ours, theirs)),
         **{name: (here.conditions[name], there.conditions[name]) for name in CONDITIONS},
     }
     other = [f"{name} {b} there, {a} here" for name, (a, b) in pairs.items() if a != b]

@@ -62,7 +62,8 @@ class Examiner(Node):
         self._judge: Judge | None = None
         self._trial: Trial | None = None
         self._told, self._fault = "", ""
-        self._strategy, self._strategies = "", set[str]()  # in force: now, and in the episode
+        # In force when plans come, as the policy node said last: now, and in the episode.
+        self._strategies_now, self._strategies = set[str](), set[str]()
         self._plans = 0
         self._seam_jumps: list[float] = []
         # When the episode's states were: simulated, and on the steady clock [s].
@@ -97,7 +98,7 @@ class Examiner(Node):
         self._until(self._reset.service_is_ready, "offered to reset the scene", by=sim)
         self._plans, self._followed = 0, None
         self._seam_jumps, self._times = [], []
-        self._strategies = {self._strategy}
+        self._strategies = set(self._strategies_now)
         refused_before = self._refused_chunks
         self._trial, self._judge = trial, Judge(trial.task)
         answer = self._reset.call_async(Trigger.Request())
@@ -109,8 +110,7 @@ class Examiner(Node):
         self._passed.simulated_s += ended_s - began_s
         self._passed.steady_s += ended_steady_s - began_steady_s
         refused = self._refused_chunks - refused_before
-        strategies = self._strategies
-        return result_of(trial, judge, self._plans, self._seam_jumps, refused, strategies)
+        return result_of(trial, judge, self._plans, self._seam_jumps, refused, self._strategies)
 
     @property
     def _refused_chunks(self) -> Counter[str]:
@@ -151,8 +151,9 @@ class Examiner(Node):
 
     def _hear(self, status: PolicyStatus) -> None:
         self._fault = status.reason if status.state == PolicyStatus.STATE_FAULT else ""
-        self._strategy = status.strategy
-        self._strategies.add(status.strategy)
+        # How slow plans are is not known before there is one.
+        self._strategies_now = {status.strategy} if status.plans else set()
+        self._strategies |= self._strategies_now
         counts = map(int, status.rejected_chunk_counts)
         self._refused_by_policy = Counter(
             dict(zip(status.rejected_chunk_reasons, counts, strict=True))
@@ -172,7 +173,7 @@ class Examiner(Node):
         chunk = chunk_from_message(message, self._space)
         now_ns = self.get_clock().now().nanoseconds
         # Of the scene before a reset.
-        if chunk.stamp_ns > now_ns:
+        if not self._times or chunk.stamp_ns > now_ns:
             return
         self._plans += 1
         if self._followed is not None and self._followed.stamp_ns < chunk.stamp_ns:

@@ -199,7 +199,6 @@ class _Run:
             return
         self._seen, self._due_ns = None, now_ns + self._period_ns
         self._overlap.begin(seen.stamp_ns)
-        self.strategies.add(self._overlap.strategy)
         conditions, policy = self._conditions, self._policy
         ahead = self._overlap.arrival(seen.stamp_ns) if conditions.state_ahead else None
         state = seen.state if ahead is None else ahead.state

@@ -139,6 +139,7 @@ def _figures(results: Sequence[EpisodeResult]) -> dict[str, Any]:
         "seam_jump": _spread([jump for r in results for jump in r.seam_jumps], 4),
         "min_distance_cm": _spread([100 * r.min_distance_m for r in results], 2),
         "refused_chunks": dict(refused),
+        "strategies_in_force": sorted({name for r in results for name in r.strategies}),
     }
 
 

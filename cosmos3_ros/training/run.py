@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +135,7 @@ def train(
     )
     with alone_in(out, busy):
         require_same_run(out, run)
-        # From here on nothing is refused any more: what is in the folder is this run's.
+        # From here on what is in the folder is this run's.
         write_run(out, run)
         _go_through_stages(begun, out, threads, compiled)
     return out / CHECKPOINT
@@ -224,6 +224,7 @@ def _go_through_stages(begun: _Begun, out: Path, threads: int, compiled: bool) -
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": threads,
+        "training": asdict(settings),
     }
     draw_curves(out / _CURVES, _panels(vae_stage, policy_stage))
     _write_checkpoint(out, begun.recipe, transformer, vae, begun.tokenizer, facts)

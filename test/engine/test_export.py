@@ -256,20 +256,20 @@ def test_no_graph_says_on_which_machine_it_was_traced(tiny: Exported, pico: Expo
         assert b"stack_trace" not in written and b".py" not in written, graph
 
 
-def test_a_bundle_says_the_seed_that_its_checkpoint_was_trained_with(
+def test_a_bundle_says_how_its_checkpoint_was_trained(
     checkpoint: Path, text_only: None, tiny: Exported, tmp_path: Path
 ) -> None:
     trained = tmp_path / "trained"
     shutil.copytree(checkpoint, trained)
     recipe = replace(load_recipe(from_checkpoint(tmp_path)), training={"seed": 0})
     body = body_of(tiny.embodiment)
-    for facts, seed in ((None, 0), ('{"seed": 7}', 7)):
+    for facts, seed in ((None, 0), ('{"training": {"seed": 7}}', 7)):
         if facts is not None:
             (trained / "training.json").write_text(facts)
         bundle = export(recipe, body, tmp_path / "bundle", trained)
-        assert load_recipe(bundle.path / "recipe.yaml").training["seed"] == seed
+        assert load_recipe(bundle.path / "recipe.yaml").training == {"seed": seed}
     (trained / "training.json").write_text("cut of")
-    with pytest.raises(RecipeError, match=r"training\.json' does not say the seed of the training"):
+    with pytest.raises(RecipeError, match=r"training\.json' does not say how it was trained"):
         export(recipe, body, tmp_path / "bundle", trained)
 
 

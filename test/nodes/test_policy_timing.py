@@ -39,6 +39,17 @@ def test_the_plan_rate_is_held(make_world: Callable[..., World]) -> None:
     assert 2 <= len(world.chunks) - before <= 5
 
 
+def test_the_plan_rate_is_of_the_nodes_clock(make_world: Callable[..., World]) -> None:
+    world = make_world(use_sim_time=True, plan_rate_hz=2.0)
+    world.activate()
+    world.instruct("touch the red cube")
+    SimulatedTime(world).run(100.0, lambda: len(world.chunks) > 4, "chunks came, slowly")
+    stamps = [chunk.header.stamp for chunk in world.chunks]
+    # Simulated time comes in steps of 0.07 s that take longer.
+    periods_s = np.diff([stamp.sec + stamp.nanosec / 1e9 for stamp in stamps])
+    assert periods_s.min() > 0.42, periods_s
+
+
 def test_a_new_instruction_is_planned_at_once_however_low_the_plan_rate(
     make_world: Callable[..., World],
 ) -> None:

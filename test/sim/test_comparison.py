@@ -16,7 +16,7 @@ from cosmos3_ros.sim.comparison import (
     load_evaluation,
 )
 
-TOUCH = Success(episodes=50, rate=0.96, low=0.865, high=0.989)
+TOUCH = Success(50, rate=0.96, low=0.865, high=0.989, strategies_in_force=("blend",))
 NODES = Evaluation("pico", "nodes", dict.fromkeys(CONDITIONS, 0), {"touch": TOUCH})
 
 
@@ -55,8 +55,13 @@ def test_other_scenes_are_not_compared() -> None:
     assert verdict(fewer) == "not comparable: episodes 50 there, 20 here"
 
 
+def test_plans_that_followed_each_other_otherwise_are_not_compared() -> None:
+    slow = replace(NODES, success={"touch": replace(TOUCH, strategies_in_force=("blend", "sync"))})
+    assert verdict(slow) == "not comparable: strategies_in_force blend there, blend and sync here"
+
+
 def test_the_others_rate_and_interval_stand_beside_each_task() -> None:
-    lift = Success(episodes=50, rate=0.8, low=0.67, high=0.888)
+    lift = replace(TOUCH, rate=0.8, low=0.67, high=0.888)
     text = comparison(replace(NODES, success={"lift": lift, "touch": TOUCH}), NODES)
     title, _, of_lift, of_touch = text.splitlines()
     assert title == "beside 'pico' through nodes:"

@@ -79,6 +79,16 @@ def test_it_waits_longer_for_a_slow_simulation_and_no_less_long_for_a_fast_one(
         examiner.conduct(TRIAL)
 
 
+def test_how_plans_follow_each_other_is_heard_once_there_are_plans(examiner: Examiner) -> None:
+    statuses = examiner.create_publisher(PolicyStatus, "status", LATCHED)
+    fault = PolicyStatus.STATE_FAULT  # to see that it was heard
+    for plans, strategy in ((0, "blend"), (1, "sync")):
+        said = PolicyStatus(state=fault, reason=strategy, plans=plans, strategy=strategy)
+        statuses.publish(said)
+        assert until(examiner, lambda heard=strategy: examiner._fault == heard)
+    assert examiner._strategies == {"sync"}
+
+
 def test_what_the_nodes_refuse_is_counted_by_reason(examiner: Examiner, children: Children) -> None:
     start_node(children, "controller_node", "nodes", {"embodiment": ROBOT.name})
     children.wait(

@@ -56,7 +56,7 @@ def test_it_looks_at_the_cameras(pico: Exported) -> None:
 
 def test_the_next_plan_begins_when_one_is_there_with_the_newest_picture(pico: Exported) -> None:
     """Plans of 60 ms wait for their pictures, slower ones begin between two of them."""
-    for added_s, first, every in ((0.0, 11, STEPS_PER_FRAME), (0.02, 15, 15), (0.3, 65, 65)):
+    for added_s, first, every in ((0.0, 23, STEPS_PER_FRAME), (0.02, 27, 15), (0.3, 77, 65)):
         found = results(pico, "touch", 4, added_latency_s=added_s)
         whole = [result for result in found if result.verdict != WRONG]
         assert len(whole) >= 2

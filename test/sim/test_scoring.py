@@ -23,6 +23,7 @@ TOUCHED = EpisodeResult(
     plans=20,
     seam_jumps=(0.01, 0.03),
     refused_chunks={},
+    strategies=("blend",),
 )
 
 
@@ -54,6 +55,13 @@ def test_verdicts_are_counted_by_task_colour_and_wording() -> None:
     assert scores["time_to_goal_s"]["p50"] == 1.2
     assert scores["seam_jump"] == {"p50": 0.02, "p90": 0.03}
     assert scores["min_distance_cm"] == {"p50": 3.0, "p90": 3.0}
+
+
+def test_the_strategies_in_force_are_named_task_by_task() -> None:
+    slow = replace(TOUCHED, kind="lift", strategies=("sync",))
+    by_task = score([TOUCHED, slow, replace(slow, strategies=("blend", "sync"))])["by_task"]
+    assert by_task["touch"]["strategies_in_force"] == ["blend"]
+    assert by_task["lift"]["strategies_in_force"] == ["blend", "sync"]
 
 
 def test_the_table_has_a_line_a_task_and_one_for_all() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+from dataclasses import asdict
 from pathlib import Path
 
 import matplotlib.image
@@ -13,9 +14,11 @@ import pytest
 from training_parts import small_recipe, trained, write_demonstrations
 
 from cosmos3_ros.cli import main
+from cosmos3_ros.engine.recipe import load_recipe
 from cosmos3_ros.training import open_loop
 from cosmos3_ros.training.run import _panels
 from cosmos3_ros.training.runs import Stage, draw_curves, read_curve
+from cosmos3_ros.training.settings import training_settings
 
 # An export and its check take most of a minute, and a few on a machine that is busy.
 pytestmark = pytest.mark.timeout(1200)
@@ -127,6 +130,7 @@ def test_the_facts_of_a_training_are_printed_at_its_end_and_when_it_is_asked_for
     assert facts["cores"] == os.cpu_count() and facts["threads"] == 1
     assert facts["processor"] in Path("/proc/cpuinfo").read_text() + platform.machine()
     assert len(facts["processor"]) > 2
+    assert facts.pop("training") == asdict(training_settings(load_recipe(tmp_path / "small.yaml")))
     for name, value in facts.items():
         assert f"{name.replace('_', ' '):24}{value}\n" in at_first
     # Finished: the same command has nothing to do, and says the same.
