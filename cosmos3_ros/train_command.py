@@ -51,7 +51,7 @@ def main(args: argparse.Namespace) -> int:
         compiled=not args.no_compile,
     )
     facts = json.loads((checkpoint / FACTS).read_text())
-    del facts["training"]  # as the recipe says it
+    facts.pop("training", None)  # as the recipe says it
     for name, value in facts.items():
         print(f"{name.replace('_', ' '):24}{value}")
     print(f"{checkpoint}: the trained checkpoint")

@@ -41,8 +41,8 @@ def generate_launch_description() -> LaunchDescription:
         DeclareLaunchArgument(
             "plan_rate_hz",
             default_value="2.0",
-            description="At most so many plans a second; pico hesitates with more; 0.0: whenever "
-            "free.",
+            description="At most so many plans a simulated second; pico hesitates with more; 0.0: "
+            "whenever free.",
         ),
         DeclareLaunchArgument("seed", default_value="0", description="Of the scenes."),
         DeclareLaunchArgument(

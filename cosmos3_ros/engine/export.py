@@ -155,11 +155,12 @@ def _as_trained(recipe: Recipe, checkpoint: Path | None) -> Recipe:
     if facts is None or not recipe.training or not facts.is_file():
         return recipe
     try:
-        training = dict(json.loads(facts.read_text())["training"])
+        training = json.loads(facts.read_text())["training"]
+        training["seed"]  # no scene of that seed is evaluated
     except (ValueError, KeyError, TypeError) as error:
         raise RecipeError(
             f"'{facts}' does not say how it was trained ({error!r}); expected it as "
-            "'cosmos3 train' wrote it: train again, or remove the file"
+            "'cosmos3 train' writes it: train again in another folder, or remove the file"
         ) from error
     return replace(recipe, training=training)
 

@@ -261,16 +261,19 @@ def test_a_bundle_says_how_its_checkpoint_was_trained(
 ) -> None:
     trained = tmp_path / "trained"
     shutil.copytree(checkpoint, trained)
-    recipe = replace(load_recipe(from_checkpoint(tmp_path)), training={"seed": 0})
+    untold = {"seed": 0, "policy": {"steps": 5}}
+    told = {"seed": 7, "policy": {"steps": 3}}
+    recipe = replace(load_recipe(from_checkpoint(tmp_path)), training=untold)
     body = body_of(tiny.embodiment)
-    for facts, seed in ((None, 0), ('{"training": {"seed": 7}}', 7)):
+    for facts, training in ((None, untold), (json.dumps({"training": told}), told)):
         if facts is not None:
             (trained / "training.json").write_text(facts)
         bundle = export(recipe, body, tmp_path / "bundle", trained)
-        assert load_recipe(bundle.path / "recipe.yaml").training == {"seed": seed}
-    (trained / "training.json").write_text("cut of")
-    with pytest.raises(RecipeError, match=r"training\.json' does not say how it was trained"):
-        export(recipe, body, tmp_path / "bundle", trained)
+        assert load_recipe(bundle.path / "recipe.yaml").training == training
+    for facts in ("cut of", "{}", '{"training": {}}', '{"training": []}'):
+        (trained / "training.json").write_text(facts)
+        with pytest.raises(RecipeError, match=r"training\.json' does not say how it was trained"):
+            export(recipe, body, tmp_path / "bundle", trained)
 
 
 def test_a_checkpoint_of_another_size_is_refused_by_value(checkpoint: Path, tmp_path: Path) -> None:

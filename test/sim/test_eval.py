@@ -266,7 +266,7 @@ def test_real_time_factor_and_seed_reach_the_simulator(tmp_path: Path, pico: Exp
     found = evaluated(tmp_path / "eval.json", *words)
     assert found["real_time_factor"] == 0.5 and 0 < found["pace"] < 0.6
     # A chunk lasts twice as long as a steady second: slow as it is, rows do not run out.
-    assert found["strategies_in_force"] == ["blend"]
+    assert "blend" in found["strategies_in_force"]
     log = (tmp_path / "eval_logs" / "touch" / "sim_node.log").read_text()
     assert "seed 7, episode 1: cubes" in log, log
 

@@ -89,11 +89,13 @@ def test_in_sync_each_plan_begins_where_the_last_one_came_to_rest(
         chunks = [message.decoded() for message in bag.messages(bag.typed(ACTION_CHUNK))]
         said = [message.decoded() for message in bag.messages(bag.typed(CONTROLLER_STATUS))]
     stamps_s = np.array([stamp_s(chunk) for chunk in chunks])
-    # A chunk of 16 rows at 15 Hz, and the plan. None is waited for before the controller is there,
+    # Longer than a chunk of 16 rows at 15 Hz. None is waited for before the controller is there,
     # nor where it came to rest early: it is stopped before the planner, and may have had no time.
-    waited = np.diff(stamps_s) > 16 / 15 + LATENCY_MS / 1e3
+    waited = np.diff(stamps_s) > 17 / 15
     early = [stamp_s(s) for s in said if s.reason not in ("following", "chunk_ended")]
-    plans = zip(stamps_s, stamps_s[1:] + 1 / 15, strict=False)  # to the picture after the next plan
+    plans = zip(
+        stamps_s, stamps_s[1:] + 0.2, strict=False
+    )  # the next may begin with an older picture
     followed = np.array([not any(began <= at <= ended for at in early) for began, ended in plans])
     first = waited.argmax()
     assert waited.sum() >= 5 and (waited | ~followed)[first:].all(), (stamps_s, early)

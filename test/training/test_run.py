@@ -145,8 +145,9 @@ def test_another_seed_is_another_training(finished: Path, tmp_path: Path) -> Non
     words += ["--out", str(tmp_path / "run"), "--seed", "3", "--no-compile", "--threads", "1"]
     assert main(words) == 0
     checkpoints = [folder / "checkpoint" for folder in (finished / "run", tmp_path / "run")]
-    seeds = [json.loads((path / "training.json").read_text())["seed"] for path in checkpoints]
-    assert seeds == [0, 3]
+    facts = [json.loads((path / "training.json").read_text()) for path in checkpoints]
+    assert [found["seed"] for found in facts] == [0, 3]
+    assert [found["training"]["seed"] for found in facts] == [0, 3]
     for part in ("transformer", "vae"):
         file = f"{part}/diffusion_pytorch_model.safetensors"
         one, other = (np.fromfile(path / file, np.uint8) for path in checkpoints)
