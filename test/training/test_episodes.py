@@ -19,7 +19,7 @@ from cosmos3_ros.replay.bags import open_bag
 from cosmos3_ros.replay.episode import LeRobotError, load_dataset, load_episodes
 from cosmos3_ros.sim.world import GRIPPER_JOINT, JOINTS, STEPS_PER_FRAME, World
 from cosmos3_ros.training import episodes as module
-from cosmos3_ros.training.dataset_writer import _part, is_written
+from cosmos3_ros.training.dataset_writer import _part, _write_video, is_written
 from cosmos3_ros.training.episodes import demonstrations, layout, make_episodes
 
 EXPERTS_EPISODES = 40
@@ -119,6 +119,22 @@ def test_demonstrations_are_the_same_every_time_and_of_every_number_of_processes
             difference = np.abs(np.subtract(*both)).max((1, 2, 3))
             assert not difference.any(), f"episode {a.index}, {camera}: {difference.tolist()}"
     assert one[0].dataset.path.joinpath("meta", "stats.json").is_file()
+
+
+def test_the_same_frames_make_the_same_video(tmp_path: Path) -> None:
+    """Where an encoder reads what nobody wrote, they do not now and then."""
+    recordings = [recording for _, recording, _ in demonstrations(World(), 0, range(4))]
+    random, left, file = np.random.default_rng(0), [], tmp_path / "wrist.mp4"
+    videos: list[set[bytes]] = [set() for _ in recordings]
+    for _ in range(400):
+        for recording, made in zip(recordings, videos, strict=True):
+            left.append(random.integers(0, 255, random.integers(1000, 300_000), np.uint8))
+            del left[: -random.integers(1, 20)]
+            frames = [frame.copy() for frame in recording.frames["wrist"]]
+            height, width, _ = frames[0].shape
+            _write_video(file, 15, (width, height), frames)
+            made.add(file.read_bytes())
+    assert [len(made) for made in videos] == [1, 1, 1, 1]
 
 
 def test_a_killed_run_goes_on_with_what_is_missing(tmp_path: Path) -> None:
