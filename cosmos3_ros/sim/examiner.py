@@ -102,7 +102,8 @@ class Examiner(Node):
         refused_before = self._refused_chunks
         self._trial, self._judge = trial, Judge(trial.task)
         answer = self._reset.call_async(Trigger.Request())
-        self._until(answer.done, "reset the scene", by=sim)
+        # An answer may be lost where the simulator has not found this client yet.
+        self._until(lambda: answer.done() or bool(self._times), "reset the scene", by=sim)
         judge = self._judge
         limit_s = 20 * trial.task.limit_s
         self._until(lambda: judge.verdict is not None, "brought the episode to its end", limit_s)

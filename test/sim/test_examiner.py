@@ -12,10 +12,13 @@ import pytest
 pytest.importorskip("rclpy", reason="ROS 2 is not in this environment; run ./run setup")
 
 import rclpy
+from geometry_msgs.msg import Point
+from rclpy.clock import Clock, ClockType
 from rclpy.qos import DurabilityPolicy, QoSProfile
+from std_srvs.srv import Trigger
 
 from cosmos3_ros.control.chunk import NS_PER_S, Chunk, Refusal
-from cosmos3_ros.msg import ActionChunk, PolicyStatus
+from cosmos3_ros.msg import ActionChunk, PolicyStatus, SimState
 from cosmos3_ros.nodes.chunks import message_from_chunk
 from cosmos3_ros.policy.commands import command_space
 from cosmos3_ros.policy.embodiment import load_embodiment
@@ -77,6 +80,26 @@ def test_it_waits_longer_for_a_slow_simulation_and_no_less_long_for_a_fast_one(
 ) -> None:
     with pytest.raises(ProcessFailed, match=f"within {patience_s:g} s"):
         examiner.conduct(TRIAL)
+
+
+def test_an_answer_to_the_reset_that_is_lost_is_not_waited_for(examiner: Examiner) -> None:
+    other = rclpy.create_node("simulator")
+    other.create_service(Trigger, "sim/reset", lambda _, answer: answer)  # asked, and never spun
+    chunks = examiner.create_publisher(ActionChunk, "action_chunk", 10)
+    states = examiner.create_publisher(SimState, "sim/state", 10)
+    rows = np.zeros((16, ROBOT.width))
+    chunk = Chunk(1, NS_PER_S, ROBOT.rate_hz or 0.0, rows, NS_PER_S, instruction=TRIAL.instruction)
+    state = SimState(episode=TRIAL.episode, touched=[TRIAL.task.colour])
+    state.centres, state.distances = [Point()] * 3, [0.1] * 3
+
+    def speak() -> None:
+        chunks.publish(message_from_chunk(chunk, command_space(ROBOT)))
+        states.publish(state)
+
+    timer = examiner.create_timer(0.05, speak, clock=Clock(clock_type=ClockType.STEADY_TIME))
+    assert examiner.conduct(TRIAL).verdict == "success"
+    timer.cancel()
+    other.destroy_node()
 
 
 def test_how_plans_follow_each_other_is_heard_once_there_are_plans(examiner: Examiner) -> None:
