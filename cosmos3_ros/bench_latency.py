@@ -75,13 +75,13 @@ def _cell(
     trials = draw_trials(args.task, args.episodes, SEED)
     with Offline(bundle, conditions, threads=args.threads, seed=1) as twin:
         results = list(twin.episodes(trials))
-        in_force = twin.strategies
     figures = score(results)
     kept = ("success", "wrong", "neither", "time_to_goal_s", "plans", "seam_jump", "refused_chunks")
     return {
         "strategy": str(strategy),
         "added_latency_ms": latency_ms,
-        "degraded": str(Strategy.SYNC) in in_force and strategy is not Strategy.SYNC,
+        "degraded": Strategy.SYNC in figures["strategies_in_force"]
+        and strategy is not Strategy.SYNC,
         **{key: figures[key] for key in kept},
     }
 

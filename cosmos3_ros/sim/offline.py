@@ -75,7 +75,6 @@ class Offline:
         self._conditions = conditions
         self._rng = np.random.default_rng(seed)
         self._prompt: Prompt | None = None
-        self.strategies: set[Strategy] = set()  # that were in force
 
     def __enter__(self) -> Offline:
         return self
@@ -98,7 +97,6 @@ class Offline:
             touched = run.advance()
             world = self._world
             judge.see(run.seconds, touched, world.cubes, world.cube_distances)
-        self.strategies |= run.strategies
         return result_of(
             trial, judge, run.plans, run.seam_jumps, run.refused_chunks, run.strategies
         )

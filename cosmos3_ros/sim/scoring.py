@@ -52,7 +52,7 @@ class EpisodeResult:
     plans: int
     seam_jumps: tuple[float, ...]
     refused_chunks: Mapping[str, int]
-    strategies: tuple[str, ...] = ()
+    strategies: tuple[str, ...]
 
 
 def result_of(
@@ -61,7 +61,7 @@ def result_of(
     plans: int,
     seam_jumps: Sequence[float],
     refused_chunks: Mapping[str, int],
-    strategies: Iterable[str] = (),
+    strategies: Iterable[str],
 ) -> EpisodeResult:
     """The result of an episode that is decided."""
     assert judge.verdict is not None, "the episode is not over"

@@ -29,10 +29,15 @@ VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.m
 # Near to lossless, colours at full resolution, so that small pictures stay what was rendered.
 _CODEC = "libx264"
 _PIXELS = "yuv444p"
-_CODEC_OPTIONS = {"crf": "10", "g": "8", "preset": "veryfast", "bf": "0"}
-# x264's macroblock tree reads what nobody wrote where pictures are as small as the wrist's: now and
-# then the same frames made another video.
-_CODEC_OPTIONS |= {"x264-params": "mbtree=0"}
+_CODEC_OPTIONS = {
+    "crf": "10",
+    "g": "8",
+    "preset": "veryfast",
+    "bf": "0",
+    # The macroblock tree reads what nobody wrote where pictures are as small as the wrist's: now
+    # and then the same frames made another video.
+    "x264-params": "mbtree=0",
+}
 _PARTS = ".parts"
 # Every so many frames count for the statistics of the pictures.
 _PICTURE_PERIOD = 10

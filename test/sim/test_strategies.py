@@ -93,9 +93,8 @@ def test_in_sync_each_plan_begins_where_the_last_one_came_to_rest(
     # nor where it came to rest early: it is stopped before the planner, and may have had no time.
     waited = np.diff(stamps_s) > 17 / 15
     early = [stamp_s(s) for s in said if s.reason not in ("following", "chunk_ended")]
-    plans = zip(
-        stamps_s, stamps_s[1:] + 0.2, strict=False
-    )  # the next may begin with an older picture
+    # The next may begin with a picture of before that.
+    plans = zip(stamps_s, stamps_s[1:] + 0.2, strict=False)
     followed = np.array([not any(began <= at <= ended for at in early) for began, ended in plans])
     first = waited.argmax()
     assert waited.sum() >= 5 and (waited | ~followed)[first:].all(), (stamps_s, early)
